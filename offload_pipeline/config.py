@@ -1,0 +1,345 @@
+"""`offload.yaml` as frozen models. Reading it touches neither the database nor the network."""
+
+import difflib
+import os
+import re
+from datetime import timedelta
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from offload_pipeline.errors import UserError
+from offload_pipeline.storage.keys import DEFAULT_TEMPLATE, check_template
+
+CONFIG_VARIABLE = "OFFLOAD_CONFIG"
+HOME_VARIABLE = "OFFLOAD_HOME"
+DATABASE_VARIABLES = ("OFFLOAD_DATABASE_URL", "SUPABASE_DB_URL")
+STORE_SCHEMES = ("file", "s3", "gs", "az")
+# A table's name becomes a partition key, a key segment and part of `get_<name>_payload` (63 bytes at most).
+TABLE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,49}$"
+
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+_IDENTIFIER = re.compile(r'\s*(?:"(?P<quoted>(?:[^"]|"")+)"|(?P<plain>[^\W\d][\w$]*))\s*')
+_DURATION_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
+_DURATION_UNITS = {
+    "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600,
+    "d": 86400, "day": 86400, "w": 604800, "week": 604800,
+}  # fmt: skip
+
+
+def parse_duration(value: object) -> object:
+    """`0s`, `90 days`, `1h 30m` as a timedelta; anything else is left for Pydantic to refuse or accept."""
+    if not isinstance(value, str):
+        return value
+    parts = _DURATION_PART.findall(value.lower())
+    if not parts or _DURATION_PART.sub("", value.lower()):
+        raise ValueError(f"is not a duration; write for example 90 days, 5 minutes or 0s, not {value!r}")
+    seconds = 0.0
+    for number, unit in parts:
+        size = _DURATION_UNITS.get(unit) or _DURATION_UNITS.get(unit.removesuffix("s"))
+        if size is None:
+            raise ValueError(f"has the unknown unit {unit!r}; use seconds, minutes, hours, days or weeks")
+        seconds += float(number) * size
+    return timedelta(seconds=seconds)
+
+
+def parse_identifiers(text: str) -> tuple[str, ...]:
+    """`public."TendersCurrent"` as ('public', 'TendersCurrent'); unquoted parts fold to lower case, as in SQL."""
+    parts, position = [], 0
+    while match := _IDENTIFIER.match(text, position):
+        parts.append(match["quoted"].replace('""', '"') if match["quoted"] else match["plain"].lower())
+        position = match.end()
+        if position == len(text):
+            return tuple(parts)
+        if text[position] != ".":
+            break
+        position += 1
+    raise ValueError(f'is not a table name; write schema.table, or schema."Table" to keep capitals, not {text!r}')
+
+
+def _column_name(value: str) -> str:
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        value = value[1:-1].replace('""', '"')
+    if not value:
+        raise ValueError("is empty; name a column")
+    return value
+
+
+def _unquoted_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(ge=timedelta(0))]
+ColumnName = Annotated[str, AfterValidator(_column_name)]
+KeyColumns = Annotated[tuple[ColumnName, ...], BeforeValidator(_unquoted_list), Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class DatabaseConfig(_Section):
+    """Where the tables are; `schema` holds the bookkeeping tables. Without `url`: embedded PostgreSQL."""
+
+    url: str | None = None
+    schema_name: str = Field("public", alias="schema", min_length=1)
+
+
+class ObjectStoreConfig(_Section):
+    """The bucket; credentials come from the environment. Without `url`: a folder."""
+
+    url: str | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    timeout: Duration = timedelta(seconds=60)
+
+    @model_validator(mode="after")
+    def _known_scheme(self) -> Self:
+        scheme = (self.url or "file:///").partition("://")[0]
+        if scheme not in STORE_SCHEMES or (self.url and "://" not in self.url):
+            raise ValueError(f"url has the scheme {scheme!r}; write file:///path, s3://bucket, gs://bucket or az://container")
+        return self
+
+
+class TenantConfig(_Section):
+    """Either the column that holds the tenant, or one constant tenant for the whole table."""
+
+    column: ColumnName | None = None
+    value: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.column is None) == (self.value is None):
+            raise ValueError("needs exactly one of column and value; write {column: tenant_id} or {value: default}")
+        return self
+
+
+class PointerColumns(_Section):
+    """The names of the five pointer columns in the table."""
+
+    status: ColumnName = "payload_storage_status"
+    size: ColumnName = "payload_bytes"
+    object_key: ColumnName = "raw_object_key"
+    hash: ColumnName = "payload_hash_sha256"
+    stored_at: ColumnName = "payload_stored_at"
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = list(self.model_dump().values())
+        if len(set(names)) < len(names):
+            raise ValueError("names one column twice; give each of the five its own column")
+        return self
+
+
+class TableConfig(_Section):
+    """One table: how its rows are found, when a payload moves, and what stays behind."""
+
+    name: str = Field(pattern=TABLE_NAME_PATTERN)
+    relation: Annotated[str, AfterValidator(lambda text: parse_identifiers(text) and text)]
+    primary_key: KeyColumns = ("id",)
+    tenant: TenantConfig
+    payload: ColumnName
+    created_at: ColumnName | None = None
+    threshold_bytes: int = Field(102_400, ge=0)
+    after_copy: Literal["clear", "reference", "keep"] = "clear"
+    release_delay: Duration = timedelta(0)
+    columns: PointerColumns = PointerColumns()
+    key_template: Annotated[str, AfterValidator(check_template)] = DEFAULT_TEMPLATE
+    object_retention: Duration | None = None
+    max_object_bytes: int | None = Field(None, gt=0)
+
+    @property
+    def schema_and_name(self) -> tuple[str, str]:
+        """The relation as catalog names; `public` where no schema was written."""
+        parts = parse_identifiers(self.relation)
+        if len(parts) > 2:
+            raise UserError(f"{self.name}: relation {self.relation} has more than two parts; write schema.table")
+        return (parts[0], parts[1]) if len(parts) == 2 else ("public", parts[0])
+
+    @model_validator(mode="after")
+    def _columns_do_not_overlap(self) -> Self:
+        application = {*self.primary_key, self.payload, self.tenant.column, self.created_at}
+        if taken := application & set(self.columns.model_dump().values()):
+            raise ValueError(f"columns uses the application's own column {sorted(map(str, taken))[0]!r}; choose another name")
+        return self
+
+
+class OffloadConfig(_Section):
+    """How the copier and the queue behave; the defaults suit a small database."""
+
+    compression: Literal["standard", "fast"] = "standard"
+    batch_rows: int = Field(400, ge=1, le=1000)
+    batch_bytes: int = Field(8 * 1024 * 1024, ge=1)
+    batches_in_flight: int = Field(3, ge=1, le=32)
+    store_threads: int = Field(16, ge=1, le=256)
+    max_attempts: int = Field(8, ge=1)
+    max_age_minutes: float = Field(5, ge=0)
+    min_pending: int = Field(1000, ge=1)
+    max_runs_per_tick: int = Field(10, ge=1)
+    warn_pending: int = Field(100, ge=0)
+    sensor: Literal["running", "stopped"] = "stopped"
+
+
+class VerificationConfig(_Section):
+    """How many stored payloads a verification pass reads again, beside the check of every new object."""
+
+    sample_rows: int = Field(50, ge=0)
+
+
+class Config(_Section):
+    """The whole file."""
+
+    database: DatabaseConfig = DatabaseConfig()
+    object_store: ObjectStoreConfig = ObjectStoreConfig()
+    tables: tuple[TableConfig, ...] = Field(min_length=1)
+    tenant_buckets: int | None = Field(None, ge=1)
+    offload: OffloadConfig = OffloadConfig()
+    verification: VerificationConfig = VerificationConfig()
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        names = [re.sub(r"[.-]", "_", table.name.lower()) for table in self.tables]
+        for table, name in zip(self.tables, names, strict=True):
+            if names.count(name) > 1:
+                raise ValueError(f"tables has two entries that become {name!r} ({table.name}); rename one")
+        return self
+
+    def table(self, name: str) -> TableConfig:
+        """The table of this name, or a one-line error that lists the names."""
+        for table in self.tables:
+            if table.name == name:
+                return table
+        names = [table.name for table in self.tables]
+        hint = "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(name, names, 1))
+        raise UserError(f"no table {name!r} in offload.yaml (it has {', '.join(names)}){hint}")
+
+
+def home() -> Path:
+    """The folder of the embedded database and the local store: `$OFFLOAD_HOME`, else `.offload` here."""
+    return Path(os.environ.get(HOME_VARIABLE) or ".offload").absolute()
+
+
+def config_path() -> Path:
+    """`$OFFLOAD_CONFIG`, else `./offload.yaml`, else the packaged demo configuration."""
+    if named := os.environ.get(CONFIG_VARIABLE):
+        return Path(named)
+    local = Path("offload.yaml")
+    return local if local.exists() else Path(str(files("offload_pipeline") / "demo" / "offload.yaml"))
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Reads, expands and checks the file. Raises UserError, one line: file, line, key path, cause, mend."""
+    path = path or config_path()
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        document = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; set {CONFIG_VARIABLE} to your offload.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); check its permissions and that it is UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{where}: not YAML: {problem}; mend the indentation or quoting there") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: is not a mapping; it needs at least `tables:`")
+    try:
+        return Config.model_validate(_with_database_url(_expand(document, ())))
+    except _UnsetVariableError as unset:
+        keys: tuple[int | str, ...] = unset.keys
+        problem = f"the environment variable {unset.name} is not set; export it, or write ${{{unset.name}:-default}}"
+    except ValidationError as invalid:
+        first = invalid.errors(include_url=False, include_input=False)[0]
+        keys, problem = tuple(first["loc"]), _explain(dict(first))
+    raise UserError(f"{path}{_line_of(root, keys)}: {_key_path(keys)}{problem}")
+
+
+class _UnsetVariableError(Exception):
+    def __init__(self, name: str, keys: tuple[int | str, ...]) -> None:
+        super().__init__(name)
+        self.name, self.keys = name, keys
+
+
+def _expand(value: Any, keys: tuple[int | str, ...]) -> Any:
+    """Replaces `${VAR}` and `${VAR:-default}` in every string; an unset `database.url` counts as not written."""
+    if isinstance(value, dict):
+        return {key: _expand(item, (*keys, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, (*keys, index)) for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        found = os.environ.get(match["name"]) or match["default"]
+        if found is None and keys != ("database", "url"):
+            raise _UnsetVariableError(match["name"], keys)
+        return found or ""
+
+    expanded = _VARIABLE.sub(replace, value)
+    return None if expanded == "" and value else _retyped(value, expanded)
+
+
+def _retyped(written: str, expanded: str) -> Any:
+    """`threshold_bytes: ${T:-100}` is a number, as if 100 had been written there."""
+    return yaml.safe_load(expanded) if _VARIABLE.fullmatch(written) and expanded.isdigit() else expanded
+
+
+def _with_database_url(document: dict[str, Any]) -> dict[str, Any]:
+    database = document.get("database") or {}
+    if not isinstance(database, dict) or database.get("url"):
+        return document
+    url = next((os.environ[name] for name in DATABASE_VARIABLES if os.environ.get(name)), None)
+    return {**document, "database": {**database, "url": url}}
+
+
+def _key_path(keys: tuple[int | str, ...]) -> str:
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+    return f"{path}: " if path else ""
+
+
+def _line_of(root: yaml.Node | None, keys: tuple[int | str, ...]) -> str:
+    """`:12`, the line of the deepest written key on the path."""
+    node, line = root, 0
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            pair = next((pair for pair in node.value if pair[0].value == key), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+    return f":{line}" if line else ""
+
+
+_MODELS: dict[str, type[_Section]] = {
+    "": Config, "database": DatabaseConfig, "object_store": ObjectStoreConfig, "tables": TableConfig,
+    "tenant": TenantConfig, "columns": PointerColumns, "offload": OffloadConfig, "verification": VerificationConfig,
+}  # fmt: skip
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One Pydantic error as cause and mend."""
+    context = error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            section = next((str(key) for key in reversed(error["loc"][:-1]) if isinstance(key, str)), "")
+            model = _MODELS.get(section, Config)
+            known = [field.alias or name for name, field in model.model_fields.items()]
+            near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
+            return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; use one of {', '.join(known)}"
+        case "missing":
+            return "is missing; add it"
+        case "literal_error":
+            return f"is not known; use one of {context['expected'].replace(chr(39), '')}"
+        case "value_error":
+            return str(context["error"])
+        case "string_pattern_mismatch":
+            return "may hold letters, digits, _ . and - only, 50 at most, and starts with a letter or digit; rename it"
+        case _:
+            return f"{error['msg'][0].lower()}{error['msg'][1:]}; correct the value"

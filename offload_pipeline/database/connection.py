@@ -1,0 +1,100 @@
+"""Connections and transactions with the settings that make text forms repeatable and every wait bounded."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+from psycopg import Connection, errors
+from psycopg.conninfo import conninfo_to_dict
+
+from offload_pipeline.config import DatabaseConfig
+from offload_pipeline.errors import UserError
+
+CONNECT_TIMEOUT_SECONDS = 10
+# A batch holds claims while it talks to the store; a worker that hangs longer loses them.
+IDLE_LIMIT = timedelta(minutes=10)
+STATEMENT_LIMIT = timedelta(minutes=10)
+# Long enough for an application's ordinary transaction, short enough not to queue others behind us.
+LOCK_LIMIT = timedelta(seconds=5)
+
+# Set in each transaction, not once per session: that also holds behind a transaction pooler.
+_SETTINGS = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "idle_in_transaction_session_timeout": str(int(IDLE_LIMIT.total_seconds() * 1000)),
+    "statement_timeout": str(int(STATEMENT_LIMIT.total_seconds() * 1000)),
+    "lock_timeout": str(int(LOCK_LIMIT.total_seconds() * 1000)),
+}
+_SET_LOCAL = "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _SETTINGS.items())
+
+# Not the row's fault: trying the rows one by one would only meet the same again.
+_PASSES_BY_ITSELF = (
+    errors.AdminShutdown, errors.CannotConnectNow, errors.CrashShutdown, errors.DeadlockDetected, errors.DiskFull,
+    errors.IdleInTransactionSessionTimeout, errors.LockNotAvailable, errors.OutOfMemory, errors.QueryCanceled,
+    errors.TooManyConnections,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Database:
+    """Where the tables are, and the schema of the bookkeeping tables."""
+
+    url: str
+    schema: str
+
+    def connect(self) -> Connection:
+        """A new autocommit connection. Raises UserError, in one line and without secrets, where there is none."""
+        try:
+            return psycopg.connect(
+                self.url,
+                autocommit=True,
+                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                application_name="offload_pipeline",
+                # Named prepared statements do not survive a transaction pooler.
+                prepare_threshold=None,
+                client_encoding="UTF8",
+                keepalives_idle=30,
+            )
+        except psycopg.ProgrammingError:
+            raise UserError("database.url is not a PostgreSQL URL; write postgresql://user@host:5432/database") from None
+        except psycopg.OperationalError as error:
+            reason = (str(error).strip().splitlines() or ["no answer"])[-1].removeprefix("connection failed: ")
+            raise UserError(f"cannot connect to {self.where()}: {reason}; check database.url and that the server runs") from None
+
+    def where(self) -> str:
+        """Host and database, for messages; never the password."""
+        known = conninfo_to_dict(self.url)
+        return f"PostgreSQL at {known.get('host', 'the local socket')}, database {known.get('dbname', 'of the user')}"
+
+
+def open_database(config: DatabaseConfig, home: Path) -> Database:
+    """The configured database; without a URL the embedded one in `home`, which this starts."""
+    if config.url:
+        return Database(config.url, config.schema_name)
+    from offload_pipeline.database.embedded import embedded_url  # noqa: PLC0415 - only where no database is configured
+
+    return Database(embedded_url(home / "postgres"), config.schema_name)
+
+
+@contextlib.contextmanager
+def transaction(connection: Connection) -> Iterator[Connection]:
+    """One transaction with pinned text formats and bounded waits; rolls back on any exception."""
+    with connection.transaction():
+        connection.execute(_SET_LOCAL)
+        yield connection
+
+
+def is_about_the_rows(error: psycopg.Error, connection: Connection) -> bool:
+    """Whether a statement failed because of the rows in it, and not because of the server or the connection."""
+    return not connection.closed and not isinstance(error, _PASSES_BY_ITSELF)
+
+
+def one_line(error: psycopg.Error) -> str:
+    """What the server said, without the context lines."""
+    return error.diag.message_primary or (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,43 @@
+"""DDL that never makes the application queue: a short lock_timeout, growing pauses, and a loud end."""
+
+import random
+import time
+from collections.abc import Sequence
+
+from psycopg import Connection, errors, sql
+
+from offload_pipeline.errors import TransientError, UserError
+
+ATTEMPTS = 20
+FIRST_LOCK_TIMEOUT_MS = 100
+LAST_LOCK_TIMEOUT_MS = 1000
+# Between attempts the queue behind the lock drains.
+PAUSE_SECONDS = (0.1, 0.5)
+
+
+def run_under_short_locks(connection: Connection, statements: Sequence[sql.Composable]) -> None:
+    """Runs all statements in one transaction, giving way to the application at each lock it cannot get at once.
+
+    Raises TransientError after 20 attempts, UserError for a missing privilege; nothing is half done in either case.
+    """
+    for attempt in range(ATTEMPTS):
+        timeout = min(LAST_LOCK_TIMEOUT_MS, FIRST_LOCK_TIMEOUT_MS * (attempt + 1))
+        try:
+            with connection.transaction():
+                connection.execute(f"SET LOCAL lock_timeout = {timeout}")
+                connection.execute("SET LOCAL TimeZone = 'UTC'")
+                for statement in statements:
+                    connection.execute(statement)
+            return
+        except (errors.LockNotAvailable, errors.DeadlockDetected):
+            time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - jitter, not a secret
+        except errors.InsufficientPrivilege as error:
+            raise UserError(f"{error.diag.message_primary}; run install as the owner of the table") from None
+    raise TransientError(f"the table stayed locked through {ATTEMPTS} attempts; end the long transaction, then repeat")
+
+
+def run_concurrently(connection: Connection, statement: sql.Composable) -> None:
+    """Runs one CONCURRENTLY statement, which waits for old transactions but blocks nobody, without time limits."""
+    connection.execute("SET lock_timeout = 0")
+    connection.execute("SET statement_timeout = 0")
+    connection.execute(statement)

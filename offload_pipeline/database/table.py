@@ -1,0 +1,227 @@
+"""A configured table bound to the catalog: its column types, and the SQL fragments every statement is built from."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from urllib.parse import unquote
+
+from psycopg import Connection, sql
+
+from offload_pipeline.config import TableConfig
+from offload_pipeline.database.statements import statement
+from offload_pipeline.errors import UserError
+
+PAYLOAD_TYPES = ("jsonb", "json", "text")
+
+Key = tuple[str, ...]
+"""A primary key as PostgreSQL's own text forms, one per column."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column as the catalog has it; `type` is SQL as `format_type` prints it."""
+
+    name: str
+    type: str
+    not_null: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """Configuration and catalog of one table. Fragments refer to the table as `t` and to given keys as `k`."""
+
+    config: TableConfig
+    schema: str
+    columns: dict[str, Column]
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """The configured name: partition key, `--table`, segment of object keys."""
+        return self.config.name
+
+    @property
+    def lock_space(self) -> str:
+        """What the advisory lock of a row is hashed from, before its key."""
+        return ".".join(self.config.schema_and_name) + "/"
+
+    @property
+    def key_columns(self) -> tuple[Column, ...]:
+        """The primary key's columns in order."""
+        return tuple(self.columns[name] for name in self.config.primary_key)
+
+    @property
+    def payload_type(self) -> str:
+        """jsonb, json or text."""
+        return self.columns[self.config.payload].type
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the five pointer columns exist."""
+        return all(name in self.columns for name in self.config.columns.model_dump().values())
+
+    def require_installed(self) -> "Table":
+        """The table itself, or the mend."""
+        if not self.is_installed:
+            raise UserError(f"{self.name}: pointer columns are missing; run: offload install --table {self.name}")
+        return self
+
+    def key_text(self, key: Key) -> str:
+        """The key as one text: as it is for one column, else `,` between the columns (`%` and `,` escaped)."""
+        return key[0] if len(key) == 1 else ",".join(part.replace("%", "%25").replace(",", "%2C") for part in key)
+
+    def parse_key(self, text: str) -> Key:
+        """The inverse of `key_text`. UserError where the number of columns does not fit."""
+        parts = (text,) if len(self.key_columns) == 1 else tuple(unquote(part) for part in text.split(","))
+        if len(parts) != len(self.key_columns):
+            names = ",".join(column.name for column in self.key_columns)
+            raise UserError(f"{self.name}: the key {text!r} needs {len(self.key_columns)} parts; write it as {names}")
+        return parts
+
+    def key_parameters(self, keys: Sequence[Key]) -> dict[str, list[str]]:
+        """The bound arrays of `{key_arrays}`."""
+        return {name: [key[index] for key in keys] for index, name in enumerate(self._key_names)}
+
+    def cursor_parameters(self, cursor: Key | None) -> dict[str, str | None]:
+        """The bound values of `{after_cursor}`; None: from the beginning."""
+        return {f"after_{name}": cursor[i] if cursor else None for i, name in enumerate(self._key_names)}
+
+    @cached_property
+    def _key_names(self) -> tuple[str, ...]:
+        return tuple(f"k{index + 1}" for index in range(len(self.config.primary_key)))
+
+    def _each_key(self, template: str, separator: str) -> sql.Composed:
+        pieces = [
+            sql.SQL(template).format(  # type: ignore[arg-type]
+                column=sql.Identifier(column.name), type=sql.SQL(column.type), k=sql.Identifier(name),  # type: ignore[arg-type]
+                bound=sql.Placeholder(name), after=sql.Placeholder(f"after_{name}"),
+            )
+            for column, name in zip(self.key_columns, self._key_names, strict=True)
+        ]  # fmt: skip
+        return sql.SQL(separator).join(pieces)  # type: ignore[arg-type]
+
+    def _key_text_expression(self) -> sql.Composed:
+        if len(self.key_columns) == 1:
+            return self._each_key("t.{column}::text", "")
+        escaped = "replace(replace(t.{column}::text, '%%', '%%25'), ',', '%%2C')"
+        return sql.SQL("concat_ws(',', {})").format(self._each_key(escaped, ", "))
+
+    def after(self, cursor: Key | None) -> sql.Composable:
+        """The keyset condition behind `cursor`, which the primary key's index serves."""
+        if cursor is None:
+            return sql.SQL("TRUE")
+        return sql.SQL("({}) > ({})").format(
+            self._each_key("t.{column}", ", "), self._each_key("{after}::{type}", ", ")
+        )
+
+    def after_position(self, cursor: Key | None) -> sql.Composable:
+        """The keyset condition behind a row in the order of `stored_at`, then the key."""
+        if cursor is None:
+            return sql.SQL("TRUE")
+        return sql.SQL("(t.{}, {}) > ({}, {})").format(
+            sql.Identifier(self.config.columns.stored_at), self._each_key("t.{column}", ", "),
+            sql.Placeholder("after_stored_at"), self._each_key("{after}::{type}", ", "),
+        )  # fmt: skip
+
+    def names(self, cursor: Key | None = None) -> dict[str, sql.Composable]:
+        """What statements in `sql/` may name."""
+        positions = {"after_cursor": self.after(cursor), "after_position": self.after_position(cursor)}
+        return {**self._names, **self._conditions, **positions}
+
+    @cached_property
+    def _conditions(self) -> dict[str, sql.Composable]:
+        any_version = {"is_same_version": sql.SQL("TRUE")}
+        same_version = {"is_same_version": sql.SQL("f.row_version = t.xmin::text")}
+        return {
+            "is_due": sql.SQL("NOT ") + statement("offload/failures", "is_waiting", self._names | same_version),
+            "is_not_waiting": sql.SQL("NOT ") + statement("offload/failures", "is_waiting", self._names | any_version),
+        }
+
+    def _is_tenant(self, alias: str) -> sql.Composable:
+        column = self.config.tenant.column
+        if column is None:
+            return sql.SQL("TRUE")
+        return sql.SQL("{} = {}::{}").format(
+            sql.Identifier(alias, column), sql.Placeholder("tenant"), sql.SQL(self.columns[column].type)  # type: ignore[arg-type]
+        )
+
+    @cached_property
+    def _names(self) -> dict[str, sql.Composable]:
+        pointer = self.config.columns
+        tenant = self.config.tenant.column
+        created_at = self.config.created_at
+        return {
+            **bookkeeping_names(self.schema),
+            "relation": sql.Identifier(*self.config.schema_and_name),
+            "payload": sql.Identifier(self.config.payload),
+            "payload_type": sql.SQL(self.payload_type),  # type: ignore[arg-type]
+            "status": sql.Identifier(pointer.status),
+            "size": sql.Identifier(pointer.size),
+            "object_key": sql.Identifier(pointer.object_key),
+            "hash": sql.Identifier(pointer.hash),
+            "stored_at": sql.Identifier(pointer.stored_at),
+            "keys": self._each_key("t.{column}", ", "),
+            "keys_as_text": self._each_key("t.{column}::text AS {k}", ", "),
+            "key_text": self._key_text_expression(),
+            "key_names": self._each_key("p.{k}", ", "),
+            "key_names_bare": self._each_key("{k}", ", "),
+            "key_arrays": self._each_key("{bound}::text[]", ", "),
+            "keys_match": self._each_key("t.{column} = k.{k}::{type}", " AND "),
+            "keys_match_stored": self._each_key("t.{column} = stored.{k}::{type}", " AND "),
+            "keys_match_named": self._each_key("t.{column} = named.{k}::{type}", " AND "),
+            "is_tenant": self._is_tenant("t"),
+            "is_tenant_e": self._is_tenant("e"),
+            "tenant_text": sql.SQL("t.{}::text").format(sql.Identifier(tenant)) if tenant
+                else sql.Literal(self.config.tenant.value) + sql.SQL("::text"),
+            "created_at": sql.SQL("t.{}").format(sql.Identifier(created_at)) if created_at
+                else sql.SQL("NULL::timestamptz"),
+        }  # fmt: skip
+
+
+def bookkeeping_names(schema: str) -> dict[str, sql.Composable]:
+    """The bookkeeping tables, in the configured schema."""
+    return {
+        "schema": sql.Identifier(schema),
+        "state": sql.Identifier(schema, "payload_offload_state"),
+        "failures": sql.Identifier(schema, "payload_offload_failures"),
+        "log": sql.Identifier(schema, "payload_offload_log"),
+        "archival_log": sql.Identifier(schema, "archival_log"),
+    }
+
+
+def inspect_table(connection: Connection, config: TableConfig, schema: str) -> Table:
+    """Reads the catalog. UserError, one line, for a missing table or column, a view, or an unfit payload type."""
+    relation = connection.execute(
+        statement("install/catalog", "relation"), dict(zip(("schema", "name"), config.schema_and_name, strict=True))
+    ).fetchone()
+    if relation is None:
+        raise UserError(f"{config.name}: no table {config.relation} in this database; correct relation, or create it"
+                        + _differing_case(connection, config))  # fmt: skip
+    oid, kind = relation
+    if kind not in ("r", "p"):
+        raise UserError(f"{config.name}: {config.relation} is no ordinary table; name the table behind it")
+    rows = connection.execute(statement("install/catalog", "columns"), {"relation": oid}).fetchall()
+    columns = {name: Column(name, type_, not_null) for name, type_, not_null in rows}
+    for key, name in _configured_columns(config):
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(columns)}"
+            raise UserError(f"{config.name}: {key}: {config.relation} has no column {name}; {hint}")
+    if columns[config.payload].type not in PAYLOAD_TYPES:
+        raise UserError(f"{config.name}: payload {config.payload} is {columns[config.payload].type}; "
+                        "only jsonb, json and text columns can be offloaded")  # fmt: skip
+    return Table(config, schema, columns, kind)
+
+
+def _configured_columns(config: TableConfig) -> list[tuple[str, str]]:
+    keys = [("primary_key", name) for name in config.primary_key]
+    optional = [("tenant.column", config.tenant.column), ("created_at", config.created_at)]
+    return [*keys, ("payload", config.payload), *((key, name) for key, name in optional if name)]
+
+
+def _differing_case(connection: Connection, config: TableConfig) -> str:
+    found = connection.execute(
+        statement("install/catalog", "same_name_other_case"), {"name": config.schema_and_name[1]}
+    ).fetchone()
+    return f'; did you mean {found[0]}."{found[1]}"?' if found else ""

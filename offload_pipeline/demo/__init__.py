@@ -1,0 +1,1 @@
+"""Everything `offload demo` needs: its payloads and the tables it fills."""

@@ -1,0 +1,45 @@
+"""What can go wrong, sorted by who can mend it: the user, time, or nobody. The message is the docstring's promise."""
+
+
+class OffloadError(Exception):
+    """Any error this project raises on purpose; its text is one line that a user can act on."""
+
+
+class UserError(OffloadError):
+    """The configuration, the environment or the command is wrong; the text names the cause and the mend."""
+
+
+class TransientError(OffloadError):
+    """It may pass: a time-out, a refused connection, a full disk, an object that read back differently."""
+
+
+class PermanentError(OffloadError):
+    """Trying again will give the same answer: a payload over the bucket's limit, a permission, a missing object."""
+
+
+class StoreUnavailableError(TransientError):
+    """The object store did not answer, or answered with an error that may pass."""
+
+
+class ReadBackMismatchError(TransientError):
+    """The store gave back other bytes than were sent; nothing was recorded."""
+
+
+class ObjectMissingError(PermanentError):
+    """No object stands under this key."""
+
+
+class ObjectDamagedError(PermanentError):
+    """An object stands under this key, but it is not the payload that the row names."""
+
+
+class StoreDeniedError(PermanentError):
+    """The store refuses these credentials or this request."""
+
+
+class PayloadTooLargeError(PermanentError):
+    """The payload is larger than `max_object_bytes`; it stays in the row."""
+
+
+class RowNotFoundError(PermanentError):
+    """The table has no row with this primary key."""

@@ -1,0 +1,206 @@
+"""Plans and runs the DDL of one table. Each step looks at the catalog first, so a second install does nothing."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from psycopg import Connection, sql
+
+from offload_pipeline.database.ddl import run_concurrently, run_under_short_locks
+from offload_pipeline.database.statements import statement
+from offload_pipeline.database.table import Table, bookkeeping_names
+from offload_pipeline.errors import UserError
+from offload_pipeline.install.preflight import check_database, check_table
+
+# A text is at most 6 times its uncompressed jsonb (control characters become \u00xx); json and text are their own text.
+TEXT_PER_STORED_BYTE = {"jsonb": 6, "json": 1, "text": 1}
+IDENTIFIER_BYTES = 63
+POINTER_DDL = {"status": "text", "size": "bigint", "object_key": "text", "hash": "text", "stored_at": "timestamptz"}
+# Fires after the application's own BEFORE triggers, which run in the order of their names.
+TRIGGER_NAMES = ("zz_payload_offload_insert", "zz_payload_offload_update")
+# `get_activity_payload(id)` beside `get_activities_payload(id)`: a name existing applications call.
+FUNCTION_ALIASES = {"activities": "activity"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Statements that run together: in one transaction under short locks, or one alone and CONCURRENTLY."""
+
+    title: str
+    statements: tuple[sql.Composable, ...]
+    concurrently: bool = False
+
+    def as_script(self, connection: Connection) -> str:
+        """The exact SQL, for `--dry-run`."""
+        body = ";\n".join(item.as_string(connection).strip() for item in self.statements) + ";"
+        return f"-- {self.title}\n" + (body if self.concurrently else f"BEGIN;\n{body}\nCOMMIT;")
+
+
+def run(connection: Connection, step: Step) -> None:
+    """Carries one step out."""
+    if step.concurrently:
+        for item in step.statements:
+            run_concurrently(connection, item)
+    else:
+        run_under_short_locks(connection, step.statements)
+
+
+def plan_bookkeeping(connection: Connection, schema: str) -> Iterator[Step]:
+    """The tables and functions that all tables share."""
+    check_database(connection, schema)
+    names = bookkeeping_names(schema) | {
+        "refuse_change": sql.Identifier(schema, "payload_offload_refuse_change"),
+        "calculate_payload_size": sql.Identifier(schema, "calculate_payload_size"),
+    }
+    wanted = _fingerprint([statement("install/bookkeeping", "tables", names | {"fingerprint": sql.SQL("")})], connection)
+    found = connection.execute(
+        statement("install/bookkeeping", "fingerprint"), {"state": names["state"].as_string(connection)}
+    ).fetchone()
+    if found is None or found[0] != wanted:
+        script = statement("install/bookkeeping", "tables", names | {"fingerprint": sql.Literal(wanted)})
+        yield Step("bookkeeping", (script,))
+
+
+def plan_table(connection: Connection, table: Table, store_url: str) -> Iterator[Step]:
+    """The steps that this table still lacks. Raises UserError for what cannot be installed."""
+    check_table(connection, table)
+    names = _install_names(table, store_url)
+    if statements := [*_columns(connection, table, names), *_triggers(connection, table, names)]:
+        yield Step(f"{table.name}: pointer columns and size trigger", tuple(statements))
+    if statements := _functions(connection, table, names):
+        yield Step(f"{table.name}: functions", tuple(statements))
+    yield from _indexes(connection, table, names)
+
+
+def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
+    config = table.config
+    factor = TEXT_PER_STORED_BYTE[table.payload_type]
+    names: dict[str, sql.Composable] = {
+        **table.names(),
+        "threshold": sql.Literal(config.threshold_bytes),
+        "leaves_reference": sql.SQL("TRUE" if config.after_copy == "reference" else "FALSE"),
+        "hint": sql.Literal(
+            "Write the whole new payload; or put the old one back first: "
+            f"offload restore --table {config.name} --primary-key KEY; "
+            f"or drop it: set {config.payload} and {config.columns.object_key} to NULL."
+        ),
+        "is_small": sql.SQL("NEW.{payload} IS NULL").format(payload=sql.Identifier(config.payload))
+        if config.threshold_bytes == 0
+        else sql.SQL(
+            "NEW.{payload} IS NULL OR (pg_column_size(NEW.{payload}) <= {limit} AND pg_column_compression(NEW.{payload}) IS NULL)"
+        ).format(payload=sql.Identifier(config.payload), limit=sql.Literal(config.threshold_bytes // factor)),
+        "function": sql.Identifier(table.schema, _bounded(f"{_folded(table)}_payload_offload")),
+        "store_url": sql.Literal(store_url.rstrip("/") + "/"),
+        "arguments": sql.SQL(", ").join(sql.SQL(column.type) for column in table.key_columns),  # type: ignore[arg-type]
+        "argument_match": sql.SQL(" AND ").join(
+            sql.SQL("t.{} = {}").format(sql.Identifier(column.name), sql.SQL(f"${index}"))  # type: ignore[arg-type]
+            for index, column in enumerate(table.key_columns, 1)
+        ),
+    }
+    return names | {"reference": statement("install/table", "reference", names)}
+
+
+def _columns(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composable]:
+    pointer = table.config.columns.model_dump()
+    missing = [(column, POINTER_DDL[field]) for field, column in pointer.items() if column not in table.columns]
+    if missing:
+        added = [sql.SQL("ADD COLUMN {} " + type_).format(sql.Identifier(name)) for name, type_ in missing]  # type: ignore[arg-type]
+        yield statement("install/table", "add_columns", names | {"columns": sql.SQL(", ").join(added)})
+    default = connection.execute(
+        statement("install/catalog", "column_default"), _of(table, connection, pointer["status"])
+    ).fetchone() if pointer["status"] in table.columns else None  # fmt: skip
+    if default is None or not default[0].startswith("'inline'"):
+        yield statement("install/table", "set_default", names)
+
+
+def _triggers(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composable]:
+    function = statement("install/table", "trigger_function", names)
+    stale: list[sql.Composable] = []
+    for name, kind in zip(TRIGGER_NAMES, ("insert_trigger", "update_trigger"), strict=True):
+        trigger = names | {"trigger": sql.Identifier(name)}
+        create = statement("install/table", kind, trigger)
+        wanted = _fingerprint([function, create], connection)
+        found = connection.execute(statement("install/catalog", "description"), _of(table, connection, name)).fetchone()
+        if found is None or found[0] != wanted:
+            stale += [create, statement("install/table", "comment_on_trigger", trigger | {"fingerprint": sql.Literal(wanted)})]
+    if stale:
+        yield from (function, *stale)
+
+
+def _functions(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> list[sql.Composable]:
+    statements: list[sql.Composable] = []
+    for title in filter(None, (_folded(table), FUNCTION_ALIASES.get(_folded(table)))):
+        name = _bounded(f"get_{title}_payload")
+        function = names | {"get_payload": sql.Identifier(table.schema, name)}
+        create = statement("install/table", "get_payload", function)
+        wanted = _fingerprint([create], connection)
+        found = connection.execute(
+            statement("install/catalog", "function_description"), {"schema": table.schema, "name": name}
+        ).fetchone()
+        if found is None or found[0] != wanted:
+            signature = sql.SQL("{}({})").format(function["get_payload"], names["arguments"])
+            comment = {"get_payload": signature, "fingerprint": sql.Literal(wanted)}
+            statements += [create, statement("install/table", "comment_on_function", comment)]
+    return statements
+
+
+def _indexes(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[Step]:
+    config = table.config
+    tenant = [config.tenant.column] if config.tenant.column else []
+    keys, stored_at = list(config.primary_key), config.columns.stored_at
+    wanted = [
+        ("pending", "pending_move", [*tenant, *keys], [config.created_at, config.columns.size]),
+        ("copied", "copied", [*tenant, stored_at, *keys], [config.columns.size]),
+        ("stored", "in_storage", [*tenant, stored_at], []),
+    ]
+    for title, status, columns, included in wanted:
+        columns = list(dict.fromkeys(columns))
+        included = [name for name in included if name and name not in columns]
+        name = _bounded(f"{config.schema_and_name[1]}_offload_{title}")
+        found = connection.execute(statement("install/catalog", "index_state"), _of(table, connection, name)).fetchone()
+        if found and found[0]:
+            continue
+        create = statement("install/table", "create_index", names | {
+            "index": sql.Identifier(name),
+            "columns": sql.SQL(", ").join(map(sql.Identifier, columns)),
+            "include": sql.SQL("INCLUDE ({})").format(sql.SQL(", ").join(map(sql.Identifier, included))) if included else sql.SQL(""),
+            "value": sql.Literal(status),
+        })  # fmt: skip
+        drop = statement("install/table", "drop_invalid_index",
+                         {"index": sql.Identifier(config.schema_and_name[0], name)})  # fmt: skip
+        yield Step(f"{table.name}: index for {status} rows", (drop, create) if found else (create,), concurrently=True)
+
+
+def _of(table: Table, connection: Connection, name: str) -> dict[str, str]:
+    return {"relation": table.names()["relation"].as_string(connection), "name": name}
+
+
+def _folded(table: Table) -> str:
+    return re.sub(r"[.-]", "_", table.name.lower())
+
+
+def _bounded(name: str) -> str:
+    """At most 63 bytes; what was cut off is replaced by a hash, so that long names stay apart."""
+    if len(name.encode()) <= IDENTIFIER_BYTES:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    beginning, _, end = name.rpartition("_offload_")
+    suffix = f"_{digest}_offload_{end}"
+    return beginning.encode()[: IDENTIFIER_BYTES - len(suffix)].decode(errors="ignore") + suffix
+
+
+def _fingerprint(statements: list[sql.Composed], connection: Connection) -> str:
+    text = "\n".join(item.as_string(connection) for item in statements)
+    return f"offload_pipeline {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+# One at a time: two installs would build the same index twice.
+_INSTALL_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('offload_pipeline install', 0))"
+
+
+def take_install_lock(connection: Connection) -> None:
+    """Held until the connection closes. UserError where another install runs."""
+    found = connection.execute(_INSTALL_LOCK).fetchone()
+    if not (found and found[0]):
+        raise UserError("another `offload install` is running on this database; wait for it to end")

@@ -1,0 +1,56 @@
+"""What install refuses, each in one line with its mend, before the first statement runs."""
+
+from psycopg import Connection
+
+from offload_pipeline.database.statements import statement
+from offload_pipeline.database.table import Table
+from offload_pipeline.errors import UserError
+
+# Types the pointer columns may have where the table brings its own.
+POINTER_TYPES = {
+    "status": ("text", "character varying"),
+    "size": ("bigint", "integer"),
+    "object_key": ("text", "character varying"),
+    "hash": ("text", "character varying"),
+    "stored_at": ("timestamp with time zone",),
+}
+
+
+def check_database(connection: Connection, schema: str) -> None:
+    """Refuses a missing schema, and an encoding in which `payload::text` is not the canonical UTF-8."""
+    found = connection.execute(statement("install/catalog", "schema_exists"), {"schema": schema}).fetchone()
+    if not (found and found[0]):
+        raise UserError(f"database.schema: no schema {schema} in this database; create it, or correct the name")
+    if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+        raise UserError(f"the database is encoded in {encoding}; payloads are stored and hashed as UTF-8: convert it first")
+
+
+def check_table(connection: Connection, table: Table) -> None:
+    """Refuses, in one line each, what would make offloading this table unsafe or impossible."""
+    config, relation = table.config, table.names()["relation"].as_string(connection)
+    privileges = connection.execute(
+        statement("install/catalog", "privileges"), {"relation": relation, "schema": table.schema}
+    ).fetchone()
+    assert privileges is not None  # noqa: S101 - the table was inspected a moment ago
+    owns_table, may_create, role, owner = privileges
+    if not owns_table:
+        raise UserError(f"{table.name}: {role} does not own {relation}; connect as {owner}, or GRANT {owner} TO {role}")
+    if not may_create:
+        raise UserError(f"{table.name}: {role} may not create in schema {table.schema}; "
+                        f"GRANT CREATE ON SCHEMA {table.schema} TO {role}")  # fmt: skip
+    unique = connection.execute(statement("install/catalog", "unique_keys"), {"relation": relation}).fetchall()
+    if not unique:
+        raise UserError(f"{table.name}: {relation} has no primary key; add one: its rows cannot be told apart")
+    if sorted(config.primary_key) not in [names for names, _ in unique]:
+        raise UserError(f"{table.name}: primary_key [{', '.join(config.primary_key)}] is not unique in {relation}; "
+                        f"write [{', '.join(unique[0][0])}]")  # fmt: skip
+    if config.after_copy == "clear" and table.columns[config.payload].not_null:
+        raise UserError(f"{table.name}: {config.payload} is NOT NULL and after_copy is clear; "
+                        f"ALTER COLUMN {config.payload} DROP NOT NULL, or set after_copy: reference")  # fmt: skip
+    for field, types in POINTER_TYPES.items():
+        column = table.columns.get(getattr(config.columns, field))
+        if column and column.type not in types:
+            raise UserError(f"{table.name}: columns.{field}: {column.name} is {column.type}, not {types[0]}; "
+                            "name another column, or leave it to install to add one")  # fmt: skip
+    if table.kind == "p":
+        raise UserError(f"{table.name}: {relation} is partitioned; name one of its partitions as relation")

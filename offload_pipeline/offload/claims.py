@@ -1,0 +1,136 @@
+"""Claiming: pages of the pending queue, each row held by an advisory lock for as long as its batch's transaction lives."""
+
+import threading
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import Connection
+
+from offload_pipeline.database.connection import Database, is_about_the_rows
+from offload_pipeline.database.statements import statement
+from offload_pipeline.database.table import Key, Table
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The rows of one tenant in one table: the unit of work, of checkpoints and of Dagster partitions."""
+
+    table: Table
+    tenant: str
+
+    def parameters(self) -> dict[str, str]:
+        """What every statement binds."""
+        return {"table": self.table.name, "tenant": self.tenant}
+
+    def __str__(self) -> str:
+        return f"{self.table.name}, tenant {self.tenant!r}"
+
+
+@dataclass(frozen=True)
+class ClaimedRow:
+    """A row as it was read after the claim: its key, its version (`xmin`), and the canonical bytes."""
+
+    key: Key
+    xmin: str
+    payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Claimed rows, and those that could not even be read (key, xmin, why)."""
+
+    rows: list[ClaimedRow]
+    unreadable: list[tuple[Key, str | None, Exception]]
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """A batch ends at `rows`, or with the row that passes `payload_bytes`, whichever comes first.
+
+    Each row costs an entry in the server's one shared lock table, so `rows` stays in the hundreds.
+    """
+
+    rows: int
+    payload_bytes: int
+
+
+class PendingBatches:
+    """The pending queue of one partition, once through, in primary-key order; safe to share between threads."""
+
+    def __init__(self, database: Database, partition: Partition, limits: BatchLimits, max_attempts: int) -> None:
+        self.database, self.partition, self.limits = database, partition, limits
+        self.max_attempts = max_attempts
+        self._cursor: Key | None = None
+        self._ended = False
+        self._turn = threading.Lock()
+
+    def claim(self, connection: Connection) -> Batch | None:
+        """Claims and reads the next batch inside the caller's transaction; None at the end of the queue.
+
+        Rows that another worker holds are passed over. The rows are read in a second statement, whose snapshot is
+        younger than the claims: what another worker finished just before is seen as finished.
+        """
+        with self._turn:
+            keys = self._next_page(connection)
+        return None if keys is None else self._read(connection, keys)
+
+    def _next_page(self, connection: Connection) -> list[Key] | None:
+        if self._ended:
+            return None
+        table = self.partition.table
+        page = connection.execute(
+            statement("offload/claim", "claim_pending", table.names(self._cursor)),
+            {
+                **self.partition.parameters(),
+                **table.cursor_parameters(self._cursor),
+                "batch_rows": self.limits.rows,
+                "batch_bytes": self.limits.payload_bytes,
+                "max_attempts": self.max_attempts,
+                "lock_space": table.lock_space,
+            },
+        ).fetchall()
+        if not page:
+            self._ended = True
+            return None
+        width = len(table.key_columns)
+        self._cursor = tuple(page[-1][:width])
+        return [tuple(row[:width]) for row in page if row[-1]]
+
+    def _read(self, connection: Connection, keys: list[Key]) -> Batch:
+        try:
+            with connection.transaction():
+                return Batch(self._fetch(connection, keys), [])
+        except psycopg.Error as error:
+            if not is_about_the_rows(error, connection):
+                raise
+            return self._read_one_by_one(connection, keys)
+
+    def _read_one_by_one(self, connection: Connection, keys: list[Key]) -> Batch:
+        batch = Batch([], [])
+        for key in keys:
+            try:
+                with connection.transaction():
+                    batch.rows.extend(self._fetch(connection, [key]))
+            except psycopg.Error as error:
+                if not is_about_the_rows(error, connection):
+                    raise
+                batch.unreadable.append((key, self._version(connection, key), error))
+        return batch
+
+    def _version(self, connection: Connection, key: Key) -> str | None:
+        table = self.partition.table
+        found = connection.execute(
+            statement("offload/claim", "row_version", table.names()), table.key_parameters([key])
+        ).fetchone()
+        return found[0] if found else None
+
+    def _fetch(self, connection: Connection, keys: list[Key]) -> list[ClaimedRow]:
+        if not keys:
+            return []
+        table = self.partition.table
+        with connection.cursor(binary=True) as cursor:
+            cursor.execute(
+                statement("offload/claim", "fetch_claimed", table.names()),
+                {**self.partition.parameters(), **table.key_parameters(keys)},
+            )
+            return [ClaimedRow(keys[position - 1], xmin, payload) for position, xmin, payload in cursor]

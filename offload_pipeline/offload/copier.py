@@ -1,0 +1,292 @@
+"""Copying: pack, upload, read back, record. The payload stays in the row; the row only gains a pointer."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import Connection
+
+from offload_pipeline.config import OffloadConfig
+from offload_pipeline.database.connection import Database, is_about_the_rows, one_line, transaction
+from offload_pipeline.database.statements import statement
+from offload_pipeline.errors import (
+    ObjectMissingError,
+    OffloadError,
+    PayloadTooLargeError,
+    ReadBackMismatchError,
+    StoreDeniedError,
+    StoreUnavailableError,
+    TransientError,
+)
+from offload_pipeline.offload.claims import Batch, BatchLimits, ClaimedRow, Partition, PendingBatches
+from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
+from offload_pipeline.offload.packing import Compression, pack
+from offload_pipeline.storage.keys import object_key
+from offload_pipeline.storage.object_store import ObjectStore
+
+# So many rows in a row that the store failed: it is down, and more attempts would only count against the rows.
+STORE_DOWN_AFTER_FAILURES = 32
+# Enough for a histogram of payload sizes, whatever the number of rows.
+SIZE_SAMPLE_ROWS = 10_000
+
+Progress = Callable[[int, int], None]
+"""Called after each batch with its rows and payload bytes."""
+
+
+def no_progress(_rows: int, _payload_bytes: int) -> None:
+    """For callers that watch nothing."""
+
+
+@dataclass(frozen=True)
+class CopyOptions:
+    """How a partition is copied."""
+
+    limits: BatchLimits
+    batches_in_flight: int
+    store_threads: int
+    compression: Compression
+    max_attempts: int
+
+    @classmethod
+    def of(cls, config: OffloadConfig, batch_rows: int | None = None) -> "CopyOptions":
+        """The configured options, with another batch size where one was asked for."""
+        limits = BatchLimits(batch_rows or config.batch_rows, config.batch_bytes)
+        return cls(limits, config.batches_in_flight, config.store_threads, config.compression, config.max_attempts)
+
+
+@dataclass(frozen=True)
+class StoredPayload:
+    """An object that was read back and is what was sent."""
+
+    row: ClaimedRow
+    object_key: str
+    sha256: str
+    payload_bytes: int
+    object_bytes: int
+
+
+@dataclass
+class CopyResult:
+    """What one pass did. `rows_left` changed meanwhile and wait for the next pass; `rows_failed` are recorded."""
+
+    rows_copied: int = 0
+    rows_left: int = 0
+    rows_failed: int = 0
+    payload_bytes: int = 0
+    object_bytes: int = 0
+    seconds: float = 0.0
+    payload_sizes: list[int] = field(default_factory=list)
+    stopped_by: OffloadError | None = None
+    """What ended the pass early, when the store as a whole failed; the rows not tried stay pending."""
+
+    @property
+    def megabytes_per_second(self) -> float:
+        """Payload bytes (10**6) over wall time."""
+        return self.payload_bytes / 1e6 / self.seconds if self.seconds else 0.0
+
+
+def copy_partition(
+    database: Database, store: ObjectStore, partition: Partition, options: CopyOptions, run_id: str,
+    progress: Progress = no_progress,
+) -> CopyResult:  # fmt: skip
+    """Copies the pending rows of one partition, once through."""
+    batches = PendingBatches(database, partition, options.limits, options.max_attempts)
+    return copy_batches(batches, store, options, run_id, progress)
+
+
+def copy_batches(
+    batches: PendingBatches, store: ObjectStore, options: CopyOptions, run_id: str, progress: Progress = no_progress
+) -> CopyResult:
+    """Takes claimed batches until there are no more, several in flight, each in a short transaction of its own.
+
+    Raises TransientError when the database goes away; what was recorded before stays recorded.
+    """
+    started = time.monotonic()
+    with ThreadPoolExecutor(options.store_threads, "store") as store_threads:
+        copier = _Copier(batches, store, options, run_id, progress, store_threads)
+        with ThreadPoolExecutor(options.batches_in_flight, "batch") as workers:
+            futures: list[Future[None]] = [workers.submit(copier.work) for _ in range(options.batches_in_flight)]
+            for future in as_completed(futures):
+                if future.exception():
+                    copier.stop()
+        for future in futures:
+            future.result()
+    copier.result.seconds = time.monotonic() - started
+    return copier.result
+
+
+class _Copier:
+    """What the workers of one pass share."""
+
+    def __init__(
+        self, batches: PendingBatches, store: ObjectStore, options: CopyOptions, run_id: str,
+        progress: Progress, store_threads: ThreadPoolExecutor,
+    ) -> None:  # fmt: skip
+        self._batches, self._store, self._options, self._run_id = batches, store, options, run_id
+        self._progress, self._store_threads = progress, store_threads
+        self._partition = batches.partition
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._store_failures_in_a_row = 0
+        self.result = CopyResult()
+
+    def stop(self) -> None:
+        """No further batch is begun."""
+        self._stopped = True
+
+    def work(self) -> None:
+        """One worker: batch after batch on a connection of its own."""
+        try:
+            with contextlib.closing(self._batches.database.connect()) as connection:
+                while not self._stopped and self._copy_next(connection):
+                    pass
+        except psycopg.Error as error:
+            raise TransientError(f"{self._partition}: the database failed ({one_line(error)}); run it again") from error
+
+    def _copy_next(self, connection: Connection) -> bool:
+        with transaction(connection):
+            batch = self._batches.claim(connection)
+            if batch is None:
+                return False
+            stored, failures = self._store_rows(batch)
+            recorded, refused = self._record(connection, stored)
+            failures += refused
+        if failures:
+            with transaction(connection):
+                record_failures(connection, self._partition, "copy", failures)
+        self._count(recorded, failures, len(stored))
+        return True
+
+    def _store_rows(self, batch: Batch) -> tuple[list[StoredPayload], list[Failure]]:
+        stored: list[StoredPayload] = []
+        failures = [Failure(key, version, error) for key, version, error in batch.unreadable]
+        for row, outcome in zip(batch.rows, self._store_threads.map(self._try_to_store, batch.rows), strict=True):
+            if isinstance(outcome, StoredPayload):
+                stored.append(outcome)
+            elif outcome is not None:
+                failures.append(Failure(row.key, row.xmin, outcome))
+        return stored, failures
+
+    def _try_to_store(self, row: ClaimedRow) -> StoredPayload | OffloadError | None:
+        """The stored payload, or why it failed; None for a row not tried because the store is down."""
+        if self.result.stopped_by:
+            return None
+        try:
+            stored = store_payload(self._store, self._partition, row, self._options.compression)
+        except OffloadError as error:
+            self._note_store_failure(error)
+            return None if isinstance(error, StoreDeniedError) else error
+        self._store_failures_in_a_row = 0
+        return stored
+
+    def _note_store_failure(self, error: OffloadError) -> None:
+        with self._lock:
+            if isinstance(error, StoreUnavailableError):
+                self._store_failures_in_a_row += 1
+            is_down = self._store_failures_in_a_row >= STORE_DOWN_AFTER_FAILURES
+            if is_down or isinstance(error, StoreDeniedError):
+                self.result.stopped_by = self.result.stopped_by or error
+                self.stop()
+
+    def _record(self, connection: Connection, stored: list[StoredPayload]) -> tuple[list[StoredPayload], list[Failure]]:
+        """Writes the pointers; a batch that the table itself refuses (a trigger, a check) is taken row by row."""
+        if not stored:
+            return [], []
+        try:
+            with connection.transaction():
+                return record_copied(connection, self._partition, stored, self._run_id), []
+        except psycopg.Error as error:
+            if not is_about_the_rows(error, connection):
+                raise
+            return self._record_one_by_one(connection, stored)
+
+    def _record_one_by_one(
+        self, connection: Connection, stored: list[StoredPayload]
+    ) -> tuple[list[StoredPayload], list[Failure]]:
+        recorded: list[StoredPayload] = []
+        failures: list[Failure] = []
+        for item in stored:
+            try:
+                with connection.transaction():
+                    recorded += record_copied(connection, self._partition, [item], self._run_id)
+            except psycopg.Error as error:
+                if not is_about_the_rows(error, connection):
+                    raise
+                failures.append(Failure(item.row.key, item.row.xmin, error))
+        return recorded, failures
+
+    def _count(self, recorded: list[StoredPayload], failures: list[Failure], stored: int) -> None:
+        payload_bytes = sum(item.payload_bytes for item in recorded)
+        with self._lock:
+            result = self.result
+            result.rows_copied += len(recorded)
+            result.rows_failed += len(failures)
+            result.rows_left += max(0, stored - len(recorded))
+            result.payload_bytes += payload_bytes
+            result.object_bytes += sum(item.object_bytes for item in recorded)
+            room = SIZE_SAMPLE_ROWS - len(result.payload_sizes)
+            result.payload_sizes.extend(item.payload_bytes for item in recorded[:room])
+            self._progress(len(recorded), payload_bytes)
+
+
+def store_payload(store: ObjectStore, partition: Partition, row: ClaimedRow, compression: Compression) -> StoredPayload:
+    """Stores one payload and reads it back. Raises an OffloadError; at worst an orphan object is left.
+
+    A plain PUT, never create-only: the same bytes again do no harm and renew the object's age, on which garbage
+    collection relies.
+    """
+    config = partition.table.config
+    if config.max_object_bytes is not None and len(row.payload) > config.max_object_bytes:
+        raise PayloadTooLargeError(
+            f"the payload is {len(row.payload)} bytes, max_object_bytes is {config.max_object_bytes}; it stays in the row"
+        )
+    packed = pack(row.payload, compression)
+    key = object_key(
+        config.key_template, tenant=partition.tenant, table=config.name, primary_key=row.key, sha256=packed.sha256
+    )
+    store.put(key, packed.data)
+    try:
+        intact = store.get(key) == packed.data
+    except ObjectMissingError:
+        raise ReadBackMismatchError(f"the store accepted {key} and then had no such object") from None
+    if not intact:
+        raise ReadBackMismatchError(f"the store gave back other bytes than were sent for {key}")
+    return StoredPayload(row, key, packed.sha256, packed.payload_bytes, len(packed.data))
+
+
+def record_copied(
+    connection: Connection, partition: Partition, stored: Sequence[StoredPayload], run_id: str
+) -> list[StoredPayload]:
+    """Writes pointers, counters and the audit line in the caller's transaction; returns what was recorded.
+
+    Rows that changed since they were read are not among them.
+    """
+    table, parameters = partition.table, partition.parameters()
+    found = connection.execute(statement("offload/record", "open_state", table.names()), parameters).fetchone()
+    assert found is not None  # noqa: S101 - an upsert returns its row
+    rows = connection.execute(
+        statement("offload/record", "record_copied", table.names()),
+        {
+            **table.key_parameters([item.row.key for item in stored]),
+            "xmins": [item.row.xmin for item in stored],
+            "sizes": [item.payload_bytes for item in stored],
+            "object_keys": [item.object_key for item in stored],
+            "hashes": [item.sha256 for item in stored],
+            "verification_mark": found[0],
+        },
+    ).fetchall()
+    recorded = [stored[position - 1] for position, _ in rows]
+    if recorded:
+        payload_bytes = sum(item.payload_bytes for item in recorded)
+        counted = {
+            "rows": len(recorded), "payload_bytes": payload_bytes, "bytes": payload_bytes,
+            "object_bytes": sum(item.object_bytes for item in recorded), "run_id": run_id, "action": "copy",
+        }  # fmt: skip
+        connection.execute(statement("offload/record", "count_copied", table.names()), {**parameters, **counted})
+        connection.execute(statement("offload/record", "log_action", table.names()), {**parameters, **counted})
+        resolve_failures(connection, partition, "copy", [item.row.key for item in recorded])
+    return recorded

@@ -1,0 +1,69 @@
+"""The pending queue seen from outside: how deep, how heavy, how old, per tenant."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from psycopg import Connection
+
+from offload_pipeline.database.connection import transaction
+from offload_pipeline.database.statements import statement
+from offload_pipeline.database.table import Table
+
+
+@dataclass(frozen=True)
+class PendingTenant:
+    """What waits for one tenant. `tenant` None: rows whose tenant column is NULL, which belong to no partition."""
+
+    tenant: str | None
+    rows: int
+    payload_bytes: int
+    oldest: datetime | None
+
+    def age_seconds(self, now: datetime | None = None) -> float:
+        """Age of the oldest pending row; 0 where the table has no `created_at`."""
+        return max(0.0, ((now or datetime.now(UTC)) - self.oldest).total_seconds()) if self.oldest else 0.0
+
+
+@dataclass(frozen=True)
+class PartitionState:
+    """A line of `payload_offload_state`."""
+
+    tenant: str
+    rows_copied: int
+    payload_bytes_copied: int
+    object_bytes_copied: int
+    rows_released: int
+    payload_bytes_released: int
+    verified_through: datetime | None
+
+
+def pending_by_tenant(connection: Connection, table: Table, max_attempts: int) -> list[PendingTenant]:
+    """The queue of one table, oldest first."""
+    with transaction(connection):
+        rows = connection.execute(
+            statement("offload/queue", "pending_by_tenant", table.names()),
+            {"table": table.name, "max_attempts": max_attempts},
+        ).fetchall()
+    found = [PendingTenant(tenant, count, size, _as_utc(oldest)) for tenant, count, size, oldest in rows]
+    return sorted(found, key=lambda pending: (-pending.age_seconds(), -pending.rows))
+
+
+def known_tenants(connection: Connection, table: Table) -> list[str]:
+    """The tenants that were ever worked on in this table."""
+    rows = connection.execute(statement("offload/queue", "known_tenants", table.names()), {"table": table.name})
+    return [tenant for (tenant,) in rows]
+
+
+def partition_states(connection: Connection, table: Table) -> list[PartitionState]:
+    """Progress and gate of each tenant of a table."""
+    rows = connection.execute(statement("offload/queue", "state_by_tenant", table.names()), {"table": table.name})
+    return [PartitionState(*row) for row in rows]
+
+
+def _as_utc(moment: object) -> datetime | None:
+    """`created_at` may be a date or a timestamp without zone, which is then taken as UTC."""
+    if moment is None:
+        return None
+    if not isinstance(moment, datetime):
+        moment = datetime.fromisoformat(str(moment))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,185 @@
+"""Release: frees payloads that verification has passed, by PostgreSQL's own hash, in the statement that frees them."""
+
+import contextlib
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import psycopg
+from psycopg import Connection, sql
+
+from offload_pipeline.database.connection import Database, is_about_the_rows, one_line, transaction
+from offload_pipeline.database.statements import statement
+from offload_pipeline.database.table import Key, Table
+from offload_pipeline.errors import ObjectDamagedError, TransientError
+from offload_pipeline.offload.claims import Partition
+from offload_pipeline.offload.copier import Progress, no_progress
+from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
+from offload_pipeline.offload.requeue import requeue
+
+# PostgreSQL prints and hashes a page before it locks a row of it; the locks last for the update alone.
+PAGE_ROWS = 200
+PAGE_BYTES = 4 * 1024 * 1024
+
+
+@dataclass
+class ReleaseResult:
+    """What one pass freed. `rows_left` were locked or changed; `rows_failed` are recorded, and were not freed."""
+
+    rows_released: int = 0
+    payload_bytes: int = 0
+    rows_left: int = 0
+    rows_failed: int = 0
+
+
+@dataclass(frozen=True)
+class _Page:
+    last: tuple[datetime, Key]
+    released: list[Key] = field(default_factory=list)
+    released_bytes: int = 0
+    mismatched: list[Key] = field(default_factory=list)
+    left: int = 0
+
+
+def release_partition(
+    database: Database, partition: Partition, store_url: str, run_id: str, progress: Progress = no_progress
+) -> ReleaseResult:
+    """Frees what `verified_through` covers; nothing for a table with `after_copy: keep`.
+
+    Raises TransientError when the database fails; every page already committed stays freed and was sound.
+    """
+    result = ReleaseResult()
+    if partition.table.config.after_copy == "keep":
+        return result
+    try:
+        with contextlib.closing(database.connect()) as connection:
+            _Releaser(connection, partition, store_url, run_id, progress, result).work()
+    except psycopg.Error as error:
+        raise TransientError(f"{partition}: the database failed ({one_line(error)}); run it again") from error
+    return result
+
+
+class _Releaser:
+    def __init__(
+        self, connection: Connection, partition: Partition, store_url: str, run_id: str,
+        progress: Progress, result: ReleaseResult,
+    ) -> None:  # fmt: skip
+        self._connection, self._partition, self._run_id = connection, partition, run_id
+        self._progress, self._result = progress, result
+        self._placeholder = placeholder(partition.table, store_url)
+
+    def work(self) -> None:
+        cursor: tuple[datetime, Key] | None = None
+        while True:
+            try:
+                page = self._release_page(cursor, PAGE_ROWS)
+                cursor = page.last if page else None
+            except psycopg.Error as error:
+                if not is_about_the_rows(error, self._connection):
+                    raise
+                cursor = self._release_one_by_one(cursor)
+            if cursor is None:
+                return
+
+    def _release_page(self, cursor: tuple[datetime, Key] | None, page_rows: int) -> _Page | None:
+        with transaction(self._connection):
+            page = self._free(cursor, page_rows)
+            if page and page.released:
+                self._account(page)
+        if page is None:
+            return None
+        if page.mismatched:
+            self._requeue(page.mismatched)
+        self._result.rows_released += len(page.released)
+        self._result.payload_bytes += page.released_bytes
+        self._result.rows_left += page.left
+        self._progress(len(page.released), page.released_bytes)
+        return page
+
+    def _free(self, cursor: tuple[datetime, Key] | None, page_rows: int) -> _Page | None:
+        table = self._partition.table
+        names = table.names(cursor[1] if cursor else None) | {"placeholder": self._placeholder}
+        rows = self._connection.execute(
+            statement("offload/release", "release", names), self._parameters(cursor, page_rows)
+        ).fetchall()
+        if not rows:
+            return None
+        width = len(table.key_columns)
+        page = _Page(
+            last=(rows[-1][width], tuple(rows[-1][:width])),
+            released=[tuple(row[:width]) for row in rows if row[-1]],
+            released_bytes=sum(row[width + 1] or 0 for row in rows if row[-1]),
+            mismatched=[tuple(row[:width]) for row in rows if not row[-2]],
+            left=sum(1 for row in rows if row[-2] and not row[-1]),
+        )
+        return page
+
+    def _parameters(self, cursor: tuple[datetime, Key] | None, page_rows: int) -> dict[str, object]:
+        table = self._partition.table
+        return {
+            **self._partition.parameters(),
+            **table.cursor_parameters(cursor[1] if cursor else None),
+            "after_stored_at": cursor[0] if cursor else None,
+            "release_delay": table.config.release_delay,
+            "page_rows": page_rows,
+            "page_bytes": PAGE_BYTES,
+        }
+
+    def _account(self, page: _Page) -> None:
+        names = self._partition.table.names()
+        counted = {**self._partition.parameters(), "rows": len(page.released), "bytes": page.released_bytes}
+        self._connection.execute(statement("offload/release", "count_released", names), counted)
+        self._connection.execute(
+            statement("offload/record", "log_action", names), {**counted, "run_id": self._run_id, "action": "release"}
+        )
+        resolve_failures(self._connection, self._partition, "release", page.released)
+
+    def _release_one_by_one(self, cursor: tuple[datetime, Key] | None) -> tuple[datetime, Key] | None:
+        """A page that the table refuses as a whole (a trigger, a check), row by row; returns where it ended."""
+        table = self._partition.table
+        width = len(table.key_columns)
+        rows = self._connection.execute(
+            statement("offload/release", "next_releasable", table.names(cursor[1] if cursor else None)),
+            self._parameters(cursor, PAGE_ROWS),
+        ).fetchall()
+        for row in rows:
+            key: Key = tuple(row[:width])
+            try:
+                self._release_page(cursor, 1)
+            except psycopg.Error as error:
+                if not is_about_the_rows(error, self._connection):
+                    raise
+                self._fail(key, row[-1], error)
+            cursor = (row[width], key)
+        return cursor if rows else None
+
+    def _fail(self, key: Key, row_version: str, error: Exception) -> None:
+        with transaction(self._connection):
+            record_failures(self._connection, self._partition, "release", [Failure(key, row_version, error)])
+        self._result.rows_failed += 1
+
+    def _requeue(self, keys: list[Key]) -> None:
+        """Payloads that no longer are what was stored, written past the trigger: stored anew, never freed."""
+        table = self._partition.table
+        with transaction(self._connection):
+            rows = self._connection.execute(
+                statement("offload/release", "mismatched", table.names()), table.key_parameters(keys)
+            ).fetchall()
+            if not rows:
+                return
+            width = len(table.key_columns)
+            named = {tuple(row[:width]): row[width] for row in rows}
+            requeue(self._connection, self._partition, named)
+            error = ObjectDamagedError("the row's payload does not hash to its pointer: written past the trigger; queued again")
+            failures = [Failure(tuple(row[:width]), row[-1], error) for row in rows]
+            record_failures(self._connection, self._partition, "release", failures)
+        self._result.rows_failed += len(rows)
+
+
+def placeholder(table: Table, store_url: str) -> sql.Composable:
+    """What is left in the row: NULL, or the storage reference in the payload's own type."""
+    if table.config.after_copy != "reference":
+        return sql.SQL("NULL")
+    names = table.names() | {"store_url": sql.Literal(store_url.rstrip("/") + "/")}
+    return sql.SQL("({})::text::{}").format(
+        statement("install/table", "reference", names), names["payload_type"]
+    )

@@ -1,0 +1,117 @@
+"""Configuration, database and store opened together: what the command line and the Dagster resources both start from."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from psycopg import Connection
+
+from offload_pipeline.config import Config, home, load_config
+from offload_pipeline.database.connection import Database, open_database
+from offload_pipeline.database.table import Table, inspect_table
+from offload_pipeline.offload.claims import Partition
+from offload_pipeline.offload.copier import CopyOptions, CopyResult, Progress, copy_partition, no_progress
+from offload_pipeline.offload.queue import known_tenants, pending_by_tenant
+from offload_pipeline.offload.release import ReleaseResult, release_partition
+from offload_pipeline.offload.tenants import partition_key
+from offload_pipeline.storage.object_store import ObjectStore, open_store
+from offload_pipeline.verification.verifier import VerificationOptions, VerificationResult, verify_partition
+
+
+@dataclass(frozen=True)
+class DrainResult:
+    """The three steps of one partition; `released` is empty where verification did not pass."""
+
+    copied: CopyResult
+    verified: VerificationResult
+    released: ReleaseResult
+
+    @property
+    def is_sound(self) -> bool:
+        """Nothing failed, and everything copied was verified."""
+        failed = self.copied.rows_failed or self.released.rows_failed or self.copied.stopped_by
+        return self.verified.passed and not failed
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One configured installation."""
+
+    config: Config
+    database: Database
+    store: ObjectStore
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[Connection]:
+        """A connection that is closed afterwards."""
+        with contextlib.closing(self.database.connect()) as connection:
+            yield connection
+
+    def inspect(self, connection: Connection, name: str) -> Table:
+        """The table of this name as the catalog has it now, installed or not."""
+        return inspect_table(connection, self.config.table(name), self.database.schema)
+
+    def table(self, connection: Connection, name: str) -> Table:
+        """The installed table of this name. UserError where install has not run."""
+        return self.inspect(connection, name).require_installed()
+
+    def tables(self, connection: Connection, name: str | None = None) -> list[Table]:
+        """The named table, or all."""
+        return [self.table(connection, wanted) for wanted in ([name] if name else [t.name for t in self.config.tables])]
+
+    def tenants(self, connection: Connection, table: Table) -> list[str]:
+        """Every tenant of the table that has pending rows or was worked on before."""
+        if table.config.tenant.value is not None:
+            return [table.config.tenant.value]
+        pending = pending_by_tenant(connection, table, self.config.offload.max_attempts)
+        waiting = {found.tenant for found in pending if found.tenant is not None}
+        return sorted(waiting.union(known_tenants(connection, table)))
+
+    def partitions(self, connection: Connection, table: str | None, tenant: str | None) -> list[Partition]:
+        """The partitions of one or all tables, of one or all tenants."""
+        return [
+            Partition(found, one)
+            for found in self.tables(connection, table)
+            for one in ([tenant] if tenant is not None else self.tenants(connection, found))
+        ]
+
+    def partitions_of_key(self, connection: Connection, table: str, key: str) -> Sequence[Partition]:
+        """What a Dagster partition stands for: one tenant, or a bucket of them."""
+        found = self.table(connection, table)
+        buckets = self.config.tenant_buckets
+        return [Partition(found, one) for one in self.tenants(connection, found) if partition_key(one, buckets) == key]
+
+    def copy(
+        self, partition: Partition, run_id: str, *, batch_rows: int | None = None, progress: Progress = no_progress
+    ) -> CopyResult:
+        """Copies what is pending, with the configured options."""
+        options = CopyOptions.of(self.config.offload, batch_rows)
+        return copy_partition(self.database, self.store, partition, options, run_id, progress)
+
+    def verify(
+        self, partition: Partition, run_id: str, *, sample_rows: int | None = None, full: bool = False,
+        progress: Progress = no_progress,
+    ) -> VerificationResult:  # fmt: skip
+        """One verification pass, with the configured sample unless another is asked for."""
+        rows = self.config.verification.sample_rows if sample_rows is None else sample_rows
+        options = VerificationOptions(rows, full, self.config.offload.store_threads)
+        return verify_partition(self.database, self.store, partition, options, run_id, progress)
+
+    def release(self, partition: Partition, run_id: str, *, progress: Progress = no_progress) -> ReleaseResult:
+        """Frees what verification has passed."""
+        return release_partition(self.database, partition, self.store.url, run_id, progress)
+
+    def drain(
+        self, partition: Partition, run_id: str, *, batch_rows: int | None = None, progress: Progress = no_progress
+    ) -> DrainResult:
+        """Copy, verify, release, in this order; nothing new is freed unless verification passes."""
+        copied = self.copy(partition, run_id, batch_rows=batch_rows, progress=progress)
+        verified = self.verify(partition, run_id)
+        released = self.release(partition, run_id) if verified.passed else ReleaseResult()
+        return DrainResult(copied, verified, released)
+
+
+def open_pipeline(config: Config | None = None) -> Pipeline:
+    """Opens what the configuration names; starts the embedded database where none is named."""
+    config = config or load_config()
+    return Pipeline(config, open_database(config.database, home()), open_store(config.object_store, home()))

@@ -1,0 +1,59 @@
+"""A file that counts as stored survives a power cut: its bytes, its name and its folders are on disk before put returns."""
+
+import os
+import threading
+from pathlib import Path
+
+# Folders above the last one whose own entry this process has seen reach the disk: one per tenant and table.
+_durable: set[Path] = set()
+
+
+def put_durably(root: Path, key: str, data: bytes) -> None:
+    """Writes `root/key` so that a crash leaves either the old file or the whole new one.
+
+    Temporary file, fsync, rename, then fsync of the folder and of every folder above it that may hold an
+    entry not yet on disk, whoever made it: another writer's mkdir is not durable before somebody's fsync.
+    """
+    target = root / key
+    _make_folders(target.parent)
+    temporary = target.with_name(f".{threading.get_ident():x}.{os.getpid():x}.part")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync_folder(target.parent)
+    if target.parent != root:
+        _fsync_entries_up_to(root, target.parent)
+
+
+def _make_folders(path: Path) -> None:
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        _durable.discard(folder)
+
+
+def _fsync_entries_up_to(root: Path, leaf: Path) -> None:
+    _fsync_folder(leaf.parent)
+    folder = leaf.parent
+    while folder != root and folder not in _durable:
+        _fsync_folder(folder.parent)
+        _durable.add(folder)
+        folder = folder.parent
+
+
+def _fsync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,55 @@
+"""Comparing one row's pointer with the store: the cheap look at the end of the object, and the whole reading."""
+
+import hashlib
+import zlib
+from dataclasses import dataclass
+from datetime import datetime
+
+from offload_pipeline.database.table import Key
+from offload_pipeline.errors import ObjectDamagedError
+from offload_pipeline.offload.packing import unpack
+from offload_pipeline.storage.object_store import ObjectStore
+
+
+@dataclass(frozen=True)
+class NamedObject:
+    """A row's pointer: which object it names, and what that object must be."""
+
+    key: Key
+    stored_at: datetime
+    object_key: str
+    sha256: str
+    payload_bytes: int
+
+
+def check_end(store: ObjectStore, named: NamedObject) -> int:
+    """Exists, is not truncated, and holds as many bytes as the row says, by its gzip trailer. Returns bytes read.
+
+    Raises ObjectMissingError, ObjectDamagedError or StoreUnavailableError.
+    """
+    if named.sha256 not in named.object_key:
+        raise ObjectDamagedError(f"the pointer {named.object_key} does not name the row's hash {named.sha256}")
+    found = store.trailer(named.object_key).payload_bytes_mod_2_32
+    if found != named.payload_bytes % 2**32:
+        raise ObjectDamagedError(f"{named.object_key} holds {found} bytes, the row says {named.payload_bytes}")
+    return 8
+
+
+def read_payload(store: ObjectStore, named: NamedObject) -> bytes:
+    """The canonical bytes, unpacked and hash-checked.
+
+    Raises ObjectMissingError, ObjectDamagedError or StoreUnavailableError.
+    """
+    data = store.get(named.object_key)
+    try:
+        payload = unpack(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ObjectDamagedError(f"{named.object_key} is no whole gzip member ({error})") from error
+    if hashlib.sha256(payload).hexdigest() != named.sha256:
+        raise ObjectDamagedError(f"{named.object_key} does not hash to {named.sha256}")
+    return payload
+
+
+def check_whole(store: ObjectStore, named: NamedObject) -> int:
+    """Reads, unpacks and hashes the whole object. Returns payload bytes read; raises as `read_payload`."""
+    return len(read_payload(store, named))

@@ -1,0 +1,1 @@
+"""Tests of what `offload demo` fills its tables with."""

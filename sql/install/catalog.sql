@@ -1,0 +1,96 @@
+-- name: relation
+-- oid and kind of a table by its exact name.
+SELECT c.oid, c.relkind::text
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s
+    AND c.relname = %(name)s
+
+-- name: same_name_other_case
+-- For the hint when a table is not found.
+SELECT n.nspname, c.relname
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE lower(c.relname) = lower(%(name)s)
+    AND c.relkind IN ('r', 'p')
+    AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+ORDER BY n.nspname
+LIMIT 1
+
+-- name: columns
+-- Columns with the SQL form of their types; a domain shows its base type.
+SELECT
+    a.attname,
+    pg_catalog.format_type(CASE WHEN y.typtype = 'd' THEN y.typbasetype ELSE a.atttypid END, -1),
+    a.attnotnull
+FROM pg_catalog.pg_attribute AS a
+JOIN pg_catalog.pg_type AS y ON y.oid = a.atttypid
+WHERE a.attrelid = %(relation)s
+    AND a.attnum > 0
+    AND NOT a.attisdropped
+ORDER BY a.attnum
+
+-- name: unique_keys
+-- The column sets that identify a row: primary key first, then plain unique indexes over NOT NULL columns.
+SELECT
+    array_agg(a.attname::text ORDER BY a.attname),
+    i.indisprimary
+FROM pg_catalog.pg_index AS i
+CROSS JOIN LATERAL unnest(i.indkey[0:i.indnkeyatts - 1]) AS k (attnum)
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+WHERE i.indrelid = %(relation)s::regclass
+    AND i.indisunique
+    AND i.indisvalid
+    AND i.indpred IS NULL
+    AND i.indexprs IS NULL
+GROUP BY i.indexrelid, i.indisprimary
+HAVING bool_and(a.attnotnull)
+ORDER BY i.indisprimary DESC
+
+-- name: privileges
+-- What the current role lacks for install: ownership, or membership in the owner; CREATE on the schema.
+SELECT
+    pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owns_table,
+    pg_catalog.has_schema_privilege(%(schema)s, 'CREATE') AS may_create,
+    current_user::text,
+    pg_catalog.pg_get_userbyid(c.relowner)::text AS owner
+FROM pg_catalog.pg_class AS c
+WHERE c.oid = %(relation)s::regclass
+
+-- name: schema_exists
+SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s)
+
+-- name: description
+-- The comment that carries the fingerprint of what was installed.
+SELECT pg_catalog.obj_description(t.oid, 'pg_trigger')
+FROM pg_catalog.pg_trigger AS t
+WHERE t.tgrelid = %(relation)s::regclass
+    AND t.tgname = %(name)s
+
+-- name: function_description
+SELECT pg_catalog.obj_description(p.oid, 'pg_proc')
+FROM pg_catalog.pg_proc AS p
+JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
+WHERE n.nspname = %(schema)s
+    AND p.proname = %(name)s
+
+-- name: index_state
+-- Whether the index stands and is valid; an interrupted CREATE INDEX CONCURRENTLY leaves an invalid one.
+SELECT i.indisvalid, pg_catalog.obj_description(i.indexrelid, 'pg_class')
+FROM pg_catalog.pg_index AS i
+JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+WHERE i.indrelid = %(relation)s::regclass
+    AND c.relname = %(name)s
+
+-- name: column_default
+SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid)
+FROM pg_catalog.pg_attrdef AS d
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+WHERE d.adrelid = %(relation)s::regclass
+    AND a.attname = %(name)s
+
+-- name: leaves
+-- The leaf partitions of a partitioned table.
+SELECT p.relid::regclass::text
+FROM pg_catalog.pg_partition_tree(%(relation)s::regclass) AS p
+WHERE p.isleaf

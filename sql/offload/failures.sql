@@ -1,0 +1,59 @@
+-- name: record_failure
+-- Counts another attempt; the wait doubles from 30 seconds to at most a day, with up to half as much jitter.
+INSERT INTO {failures} AS f (tenant_id, table_name, primary_key, stage, error_class, message, permanent, row_version,
+    next_attempt_at)
+VALUES (%(tenant)s, %(table)s, %(primary_key)s, %(stage)s, %(error_class)s, %(message)s, %(permanent)s,
+    %(row_version)s, clock_timestamp() + interval '30 seconds')
+ON CONFLICT (table_name, tenant_id, primary_key, stage) DO UPDATE SET
+    error_class = excluded.error_class,
+    message = excluded.message,
+    permanent = excluded.permanent,
+    row_version = excluded.row_version,
+    attempts = CASE WHEN f.resolved_at IS NULL THEN f.attempts + 1 ELSE 1 END,
+    first_failed_at = CASE WHEN f.resolved_at IS NULL THEN f.first_failed_at ELSE clock_timestamp() END,
+    last_failed_at = clock_timestamp(),
+    next_attempt_at = clock_timestamp()
+        + least(interval '1 day', interval '30 seconds' * 2 ^ least(f.attempts, 20)) * (1 + random() / 2),
+    resolved_at = NULL
+
+-- name: resolve_failures
+-- A row that succeeded, or no longer exists, has no open failure.
+UPDATE {failures}
+SET resolved_at = clock_timestamp()
+WHERE table_name = %(table)s
+    AND tenant_id = %(tenant)s
+    AND stage = %(stage)s
+    AND primary_key = ANY(%(primary_keys)s)
+    AND resolved_at IS NULL
+
+-- name: is_waiting
+-- A condition on `t`: the row was refused for good, tried too often, or waits for its next attempt. Asking for the
+-- same version lets a row that has changed since try again at once; leaving it out keeps a scan index-only.
+EXISTS (
+    SELECT
+    FROM {failures} AS f
+    WHERE f.table_name = %(table)s
+        AND f.tenant_id = {tenant_text}
+        AND f.primary_key = {key_text}
+        AND f.stage = 'copy'
+        AND f.resolved_at IS NULL
+        AND {is_same_version}
+        AND (f.permanent OR f.attempts >= %(max_attempts)s OR f.next_attempt_at > statement_timestamp())
+)
+
+-- name: open_failures
+-- For status and alerts.
+SELECT
+    table_name,
+    tenant_id,
+    primary_key,
+    stage,
+    error_class,
+    message,
+    attempts,
+    last_failed_at,
+    permanent OR attempts >= %(max_attempts)s AS given_up
+FROM {failures}
+WHERE resolved_at IS NULL
+ORDER BY last_failed_at DESC
+LIMIT %(limit)s

@@ -1,0 +1,33 @@
+-- name: pending_by_tenant
+-- Depth, bytes and age of the pending queue, without the rows that wait for another attempt or were given up.
+-- Locks: none. Index: <table>_offload_pending, index-only on a vacuumed table.
+SELECT
+    {tenant_text},
+    count(*),
+    coalesce(sum(t.{size}), 0)::bigint,
+    min({created_at})
+FROM {relation} AS t
+WHERE t.{status} = 'pending_move'
+    AND {is_not_waiting}
+GROUP BY 1
+
+-- name: known_tenants
+-- The tenants that have ever been worked on.
+SELECT tenant_id
+FROM {state}
+WHERE table_name = %(table)s
+ORDER BY tenant_id
+
+-- name: state_by_tenant
+-- Progress and gate of each partition.
+SELECT
+    tenant_id,
+    rows_copied,
+    payload_bytes_copied,
+    object_bytes_copied,
+    rows_released,
+    payload_bytes_released,
+    verified_through
+FROM {state}
+WHERE table_name = %(table)s
+ORDER BY tenant_id

@@ -1,0 +1,102 @@
+-- name: release
+-- Frees verified payloads: PostgreSQL hashes each once more, and a row version that was not hashed is not freed.
+-- Hashing takes no lock; the rows are locked only for the update, and one that the application holds is passed over.
+-- Locks: the rows, NO KEY UPDATE, never waits. Index: <table>_offload_copied.
+WITH page AS MATERIALIZED (
+    SELECT
+        {keys_as_text},
+        t.{stored_at} AS stored_at,
+        t.{size} AS size,
+        t.xmin::text AS xmin_read,
+        row_number() OVER (ORDER BY t.{stored_at}, {keys}) AS position
+    FROM {relation} AS t
+    JOIN {state} AS s ON s.tenant_id = %(tenant)s AND s.table_name = %(table)s
+    WHERE t.{status} = 'copied'
+        AND {is_tenant}
+        AND t.{stored_at} <= s.verified_through
+        AND t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval
+        AND {after_position}
+    ORDER BY t.{stored_at}, {keys}
+    LIMIT %(page_rows)s
+),
+bounded AS MATERIALIZED (
+    SELECT p.*
+    FROM (
+        SELECT
+            page.*,
+            coalesce(sum(size) OVER (ORDER BY position ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS bytes_before
+        FROM page
+    ) AS p
+    WHERE p.bytes_before < %(page_bytes)s
+),
+hashed AS MATERIALIZED (
+    SELECT k.*
+    FROM bounded AS k
+    JOIN {relation} AS t ON {keys_match}
+    WHERE t.xmin = k.xmin_read::xid
+        AND encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex') = t.{hash}
+),
+free AS MATERIALIZED (
+    SELECT k.*
+    FROM hashed AS k
+    JOIN {relation} AS t ON {keys_match}
+    WHERE t.xmin = k.xmin_read::xid
+    FOR NO KEY UPDATE OF t SKIP LOCKED
+),
+released AS (
+    UPDATE {relation} AS t
+    SET
+        {payload} = {placeholder},
+        {status} = 'in_storage'
+    FROM free AS k
+    WHERE {keys_match}
+        AND t.xmin = k.xmin_read::xid
+        AND t.{status} = 'copied'
+    RETURNING k.position, k.size
+)
+SELECT
+    {key_names},
+    p.stored_at,
+    p.size,
+    h.position IS NOT NULL AS hash_matches,
+    r.position IS NOT NULL AS is_released
+FROM bounded AS p
+LEFT JOIN hashed AS h ON h.position = p.position
+LEFT JOIN released AS r ON r.position = p.position
+ORDER BY p.position
+
+-- name: next_releasable
+-- The keys of the page that release would take, for taking them one by one.
+SELECT
+    {keys_as_text},
+    t.{stored_at},
+    t.xmin::text
+FROM {relation} AS t
+JOIN {state} AS s ON s.tenant_id = %(tenant)s AND s.table_name = %(table)s
+WHERE t.{status} = 'copied'
+    AND {is_tenant}
+    AND t.{stored_at} <= s.verified_through
+    AND t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval
+    AND {after_position}
+ORDER BY t.{stored_at}, {keys}
+LIMIT %(page_rows)s
+
+-- name: count_released
+UPDATE {state}
+SET
+    rows_released = rows_released + %(rows)s,
+    payload_bytes_released = payload_bytes_released + %(bytes)s,
+    updated_at = clock_timestamp()
+WHERE tenant_id = %(tenant)s
+    AND table_name = %(table)s
+
+-- name: mismatched
+-- Of these keys, the rows that are still copied and whose payload is not what was stored: written past the trigger.
+SELECT
+    {keys_as_text},
+    t.{object_key},
+    t.xmin::text
+FROM unnest({key_arrays}) AS k ({key_names_bare})
+JOIN {relation} AS t ON {keys_match}
+WHERE t.{status} = 'copied'
+    AND encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex') IS DISTINCT FROM t.{hash}

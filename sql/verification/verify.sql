@@ -1,0 +1,82 @@
+-- name: set_mark
+-- Locks the state row, so that every recording transaction is either committed and visible or will stamp its rows
+-- later than the mark (see open_state and record_copied).
+INSERT INTO {state} AS s (tenant_id, table_name, verification_mark)
+VALUES (%(tenant)s, %(table)s, clock_timestamp())
+ON CONFLICT (tenant_id, table_name) DO UPDATE SET
+    verification_mark = greatest(clock_timestamp(), s.verification_mark),
+    updated_at = clock_timestamp()
+RETURNING s.verification_mark, s.verified_through
+
+-- name: new_copies
+-- One page of the rows copied since the last pass. Locks: none. Index: <table>_offload_copied.
+SELECT
+    {keys_as_text},
+    t.{stored_at},
+    t.{object_key},
+    t.{hash},
+    t.{size}
+FROM {relation} AS t
+WHERE t.{status} = 'copied'
+    AND {is_tenant}
+    AND t.{stored_at} > coalesce(%(verified_through)s, '-infinity'::timestamptz)
+    AND t.{stored_at} <= %(mark)s
+    AND {after_position}
+ORDER BY t.{stored_at}, {keys}
+LIMIT %(page_rows)s
+
+-- name: earlier_copies
+-- A page of rows released earlier, from a random moment on. Locks: none. Index: <table>_offload_stored.
+SELECT
+    {keys_as_text},
+    t.{stored_at},
+    t.{object_key},
+    t.{hash},
+    t.{size}
+FROM {relation} AS t
+WHERE t.{status} = 'in_storage'
+    AND {is_tenant}
+    AND t.{stored_at} >= (
+        SELECT min(e.{stored_at}) + (max(e.{stored_at}) - min(e.{stored_at})) * random()
+        FROM {relation} AS e
+        WHERE e.{status} = 'in_storage'
+            AND {is_tenant_e}
+    )
+ORDER BY t.{stored_at}
+LIMIT %(page_rows)s
+
+-- name: all_copies
+-- One page of every row with a pointer, in primary-key order. Locks: none. Index: the primary key.
+SELECT
+    {keys_as_text},
+    t.{stored_at},
+    t.{object_key},
+    t.{hash},
+    t.{size}
+FROM {relation} AS t
+WHERE t.{object_key} IS NOT NULL
+    AND t.{status} IN ('copied', 'in_storage')
+    AND {is_tenant}
+    AND {after_cursor}
+ORDER BY {keys}
+LIMIT %(page_rows)s
+
+-- name: still_named
+-- Which of these rows still name the object that was looked at, and PostgreSQL's own hash of what the row holds.
+SELECT
+    k.position,
+    t.{status},
+    encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex')
+FROM unnest({key_arrays}, %(object_keys)s::text[]) WITH ORDINALITY AS k ({key_names_bare}, object_key, position)
+JOIN {relation} AS t ON {keys_match}
+WHERE t.{object_key} = k.object_key
+
+-- name: advance
+-- The gate that release reads.
+UPDATE {state}
+SET
+    verified_through = greatest(verified_through, %(mark)s),
+    rows_verified = rows_verified + %(rows)s,
+    updated_at = clock_timestamp()
+WHERE tenant_id = %(tenant)s
+    AND table_name = %(table)s
