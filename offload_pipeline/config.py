@@ -6,10 +6,22 @@ import re
 from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
+import psycopg
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from offload_pipeline.errors import UserError
 from offload_pipeline.storage.keys import DEFAULT_TEMPLATE, check_template
@@ -21,7 +33,13 @@ STORE_SCHEMES = ("file", "s3", "gs", "az")
 # A table's name becomes a partition key, a key segment and part of `get_<name>_payload` (63 bytes at most).
 TABLE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,49}$"
 
-_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+# PostgreSQL cuts longer names off, and the catalog then knows no such name.
+IDENTIFIER_BYTES = 63
+
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\}")
+# Whatever stands between the scheme and the last @ of a URL.
+_CREDENTIALS = re.compile(r"://\S*@")
+_ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 _IDENTIFIER = re.compile(r'\s*(?:"(?P<quoted>(?:[^"]|"")+)"|(?P<plain>[^\W\d][\w$]*))\s*')
 _DURATION_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 _DURATION_UNITS = {
@@ -43,14 +61,18 @@ def parse_duration(value: object) -> object:
         if size is None:
             raise ValueError(f"has the unknown unit {unit!r}; use seconds, minutes, hours, days or weeks")
         seconds += float(number) * size
-    return timedelta(seconds=seconds)
+    try:
+        return timedelta(seconds=seconds)
+    except OverflowError:
+        raise ValueError("is longer than any duration can be; write a shorter one") from None
 
 
 def parse_identifiers(text: str) -> tuple[str, ...]:
     """`public."TendersCurrent"` as ('public', 'TendersCurrent'); unquoted parts fold to lower case, as in SQL."""
     parts, position = [], 0
     while match := _IDENTIFIER.match(text, position):
-        parts.append(match["quoted"].replace('""', '"') if match["quoted"] else match["plain"].lower())
+        quoted, plain = match["quoted"], match["plain"]
+        parts.append(_bounded(quoted.replace('""', '"') if quoted else plain.translate(_ASCII_LOWER)))
         position = match.end()
         if position == len(text):
             return tuple(parts)
@@ -60,12 +82,24 @@ def parse_identifiers(text: str) -> tuple[str, ...]:
     raise ValueError(f'is not a table name; write schema.table, or schema."Table" to keep capitals, not {text!r}')
 
 
+def _bounded(name: str) -> str:
+    if len(name.encode()) > IDENTIFIER_BYTES:
+        raise ValueError(f"is longer than PostgreSQL's {IDENTIFIER_BYTES} bytes; write the name as \\d shows it")
+    return name
+
+
+def _relation(text: str) -> str:
+    if len(parse_identifiers(text)) > 2:
+        raise ValueError(f"has more than two parts; write schema.table, not {text}")
+    return text
+
+
 def _column_name(value: str) -> str:
     if len(value) > 1 and value[0] == value[-1] == '"':
         value = value[1:-1].replace('""', '"')
     if not value:
         raise ValueError("is empty; name a column")
-    return value
+    return _bounded(value)
 
 
 def _unquoted_list(value: object) -> object:
@@ -77,15 +111,37 @@ ColumnName = Annotated[str, AfterValidator(_column_name)]
 KeyColumns = Annotated[tuple[ColumnName, ...], BeforeValidator(_unquoted_list), Field(min_length=1)]
 
 
+def _database_url(url: str) -> str:
+    """Refuses, without repeating it, what libpq would only refuse in a message that holds half the password."""
+    mend = "write postgresql://user:password@host:5432/database, percent-encoding @ : / and # in the password"
+    try:
+        found = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise ValueError(f"is not a PostgreSQL URL; {mend}") from None
+    host, port = str(found.get("host", "")), str(found.get("port", ""))
+    if "@" in host or not re.fullmatch(r"[\d,]*", port):
+        raise ValueError(f"has an unusable host or port; {mend}")
+    return url
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """YAML reads `yes`, `no`, `on` and `off` as booleans, which would pass for 1 and 0."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):
+            raise ValueError("is read as true or false; write a number, or put the word in quotes")
+        return value
 
 
 class DatabaseConfig(_Section):
     """Where the tables are; `schema` holds the bookkeeping tables. Without `url`: embedded PostgreSQL."""
 
-    url: str | None = None
-    schema_name: str = Field("public", alias="schema", min_length=1)
+    url: Annotated[str, AfterValidator(_database_url)] | None = None
+    schema_name: Annotated[str, AfterValidator(_bounded)] = Field("public", alias="schema", min_length=1)
 
 
 class ObjectStoreConfig(_Section):
@@ -96,12 +152,20 @@ class ObjectStoreConfig(_Section):
     region: str | None = None
     timeout: Duration = timedelta(seconds=60)
 
-    @model_validator(mode="after")
-    def _known_scheme(self) -> Self:
-        scheme = (self.url or "file:///").partition("://")[0]
-        if scheme not in STORE_SCHEMES or (self.url and "://" not in self.url):
-            raise ValueError(f"url has the scheme {scheme!r}; write file:///path, s3://bucket, gs://bucket or az://container")
-        return self
+    @field_validator("url")
+    @classmethod
+    def _usable(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme not in STORE_SCHEMES:
+            named = f"has the scheme {scheme!r}" if separator else "has no scheme"
+            raise ValueError(f"{named}; write file:///path, s3://bucket, gs://bucket or az://container")
+        if scheme == "file" and not rest.startswith("/"):
+            raise ValueError("is not absolute; write file:/// and the whole path of the folder")
+        if scheme != "file" and "@" in rest:
+            raise ValueError("holds credentials; put them in the environment, and only the bucket here")
+        return url
 
 
 class TenantConfig(_Section):
@@ -138,7 +202,7 @@ class TableConfig(_Section):
     """One table: how its rows are found, when a payload moves, and what stays behind."""
 
     name: str = Field(pattern=TABLE_NAME_PATTERN)
-    relation: Annotated[str, AfterValidator(lambda text: parse_identifiers(text) and text)]
+    relation: Annotated[str, AfterValidator(_relation)]
     primary_key: KeyColumns = ("id",)
     tenant: TenantConfig
     payload: ColumnName
@@ -155,8 +219,6 @@ class TableConfig(_Section):
     def schema_and_name(self) -> tuple[str, str]:
         """The relation as catalog names; `public` where no schema was written."""
         parts = parse_identifiers(self.relation)
-        if len(parts) > 2:
-            raise UserError(f"{self.name}: relation {self.relation} has more than two parts; write schema.table")
         return (parts[0], parts[1]) if len(parts) == 2 else ("public", parts[0])
 
     @model_validator(mode="after")
@@ -200,6 +262,14 @@ class Config(_Section):
     verification: VerificationConfig = VerificationConfig()
 
     @model_validator(mode="after")
+    def _relations_are_distinct(self) -> Self:
+        relations = [table.schema_and_name for table in self.tables]
+        for table in self.tables:
+            if relations.count(table.schema_and_name) > 1:
+                raise ValueError(f"tables has two entries for the relation {table.relation}; remove one")
+        return self
+
+    @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
         names = [re.sub(r"[.-]", "_", table.name.lower()) for table in self.tables]
         for table, name in zip(self.tables, names, strict=True):
@@ -234,8 +304,30 @@ def load_config(path: Path | None = None) -> Config:
     """Reads, expands and checks the file. Raises UserError, one line: file, line, key path, cause, mend."""
     path = path or config_path()
     try:
+        return _load(path)
+    except UserError as error:
+        raise UserError(_CREDENTIALS.sub("://***@", str(error))) from None
+    except RecursionError:
+        raise UserError(f"{path}: nests without end; remove the anchor that contains itself") from None
+
+
+def _load(path: Path) -> Config:
+    root, document = _parse(path)
+    try:
+        return Config.model_validate(_with_database_url(_expand(document, ())))
+    except _VariableError as variable:
+        keys, problem = variable.keys, str(variable)
+    except ValidationError as invalid:
+        first = invalid.errors(include_url=False, include_input=False)[0]
+        keys, problem = tuple(first["loc"]), _explain(dict(first))
+    raise UserError(f"{path}{_line_of(root, keys)}: {_key_path(keys)}{problem}")
+
+
+def _parse(path: Path) -> tuple[yaml.Node, dict[str, Any]]:
+    try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicates(path, root)
         document = yaml.safe_load(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; set {CONFIG_VARIABLE} to your offload.yaml") from None
@@ -246,27 +338,39 @@ def load_config(path: Path | None = None) -> Config:
         where = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{path}{where}: not YAML: {problem}; mend the indentation or quoting there") from None
-    if not isinstance(document, dict):
+    except ValueError as error:
+        raise UserError(f"{path}: not YAML: {error}; put what looks like a date or number in quotes") from None
+    if root is None or not isinstance(document, dict):
         raise UserError(f"{path}: is not a mapping; it needs at least `tables:`")
-    try:
-        return Config.model_validate(_with_database_url(_expand(document, ())))
-    except _UnsetVariableError as unset:
-        keys: tuple[int | str, ...] = unset.keys
-        problem = f"the environment variable {unset.name} is not set; export it, or write ${{{unset.name}:-default}}"
-    except ValidationError as invalid:
-        first = invalid.errors(include_url=False, include_input=False)[0]
-        keys, problem = tuple(first["loc"]), _explain(dict(first))
-    raise UserError(f"{path}{_line_of(root, keys)}: {_key_path(keys)}{problem}")
+    return root, document
 
 
-class _UnsetVariableError(Exception):
-    def __init__(self, name: str, keys: tuple[int | str, ...]) -> None:
-        super().__init__(name)
-        self.name, self.keys = name, keys
+def _refuse_duplicates(path: Path, root: yaml.Node | None) -> None:
+    """YAML's parser would silently keep the last of two equal keys."""
+    nodes, seen = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value]
+            for index, (key, value) in enumerate(node.value):
+                if key.value in names[:index]:
+                    raise UserError(f"{path}:{key.start_mark.line + 1}: {key.value}: is written twice; remove one")
+                nodes.append(value)
+
+
+class _VariableError(Exception):
+    def __init__(self, problem: str, keys: tuple[int | str, ...]) -> None:
+        super().__init__(problem)
+        self.keys = keys
 
 
 def _expand(value: Any, keys: tuple[int | str, ...]) -> Any:
-    """Replaces `${VAR}` and `${VAR:-default}` in every string; an unset `database.url` counts as not written."""
+    """Replaces `${VAR}` and `${VAR:-default}` in every string; what is empty afterwards counts as not written."""
     if isinstance(value, dict):
         return {key: _expand(item, (*keys, key)) for key, item in value.items()}
     if isinstance(value, list):
@@ -275,18 +379,18 @@ def _expand(value: Any, keys: tuple[int | str, ...]) -> Any:
         return value
 
     def replace(match: re.Match[str]) -> str:
-        found = os.environ.get(match["name"]) or match["default"]
-        if found is None and keys != ("database", "url"):
-            raise _UnsetVariableError(match["name"], keys)
+        name = match["name"]
+        found = os.environ.get(name) or match["default"]
+        # Unset, these two mean the embedded database; the parts of a URL must be there.
+        if found is None and not (keys == ("database", "url") and name in DATABASE_VARIABLES):
+            raise _VariableError(
+                f"the environment variable {name} is not set; export it, or write ${{{name}:-default}}", keys
+            )
         return found or ""
 
-    expanded = _VARIABLE.sub(replace, value)
-    return None if expanded == "" and value else _retyped(value, expanded)
-
-
-def _retyped(written: str, expanded: str) -> Any:
-    """`threshold_bytes: ${T:-100}` is a number, as if 100 had been written there."""
-    return yaml.safe_load(expanded) if _VARIABLE.fullmatch(written) and expanded.isdigit() else expanded
+    if "${" in _VARIABLE.sub("", value):
+        raise _VariableError("has a ${ that begins no variable; write ${NAME} or ${NAME:-default}, not nested", keys)
+    return _VARIABLE.sub(replace, value) or None if "${" in value else value
 
 
 def _with_database_url(document: dict[str, Any]) -> dict[str, Any]:
@@ -337,6 +441,12 @@ def _explain(error: dict[str, Any]) -> str:
             return "is missing; add it"
         case "literal_error":
             return f"is not known; use one of {context['expected'].replace(chr(39), '')}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "is not a mapping; write its keys below it, indented"
+        case "tuple_type" | "list_type":
+            return "is not a list; begin each entry with a dash"
+        case "string_type":
+            return "is not text; put it in quotes"
         case "value_error":
             return str(context["error"])
         case "string_pattern_mismatch":

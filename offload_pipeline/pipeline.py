@@ -11,7 +11,7 @@ from offload_pipeline.database.connection import Database, open_database
 from offload_pipeline.database.table import Table, inspect_table
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.copier import CopyOptions, CopyResult, Progress, copy_partition, no_progress
-from offload_pipeline.offload.queue import known_tenants, pending_by_tenant
+from offload_pipeline.offload.queue import PendingTenant, known_tenants, pending_by_tenant
 from offload_pipeline.offload.release import ReleaseResult, release_partition
 from offload_pipeline.offload.tenants import partition_key
 from offload_pipeline.storage.object_store import ObjectStore, open_store
@@ -59,11 +59,15 @@ class Pipeline:
         """The named table, or all."""
         return [self.table(connection, wanted) for wanted in ([name] if name else [t.name for t in self.config.tables])]
 
-    def tenants(self, connection: Connection, table: Table) -> list[str]:
-        """Every tenant of the table that has pending rows or was worked on before."""
+    def pending(self, connection: Connection, table: Table) -> list[PendingTenant]:
+        """The table's queue, oldest first."""
+        return pending_by_tenant(connection, table, self.config.offload.max_attempts)
+
+    def tenants(self, connection: Connection, table: Table, queue: Sequence[PendingTenant] | None = None) -> list[str]:
+        """Every tenant of the table that has pending rows (as in `queue`, if given) or was worked on before."""
         if table.config.tenant.value is not None:
             return [table.config.tenant.value]
-        pending = pending_by_tenant(connection, table, self.config.offload.max_attempts)
+        pending = self.pending(connection, table) if queue is None else queue
         waiting = {found.tenant for found in pending if found.tenant is not None}
         return sorted(waiting.union(known_tenants(connection, table)))
 

@@ -51,7 +51,7 @@ class Database:
     def connect(self) -> Connection:
         """A new autocommit connection. Raises UserError, in one line and without secrets, where there is none."""
         try:
-            return psycopg.connect(
+            connection = psycopg.connect(
                 self.url,
                 autocommit=True,
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
@@ -66,6 +66,9 @@ class Database:
         except psycopg.OperationalError as error:
             reason = (str(error).strip().splitlines() or ["no answer"])[-1].removeprefix("connection failed: ")
             raise UserError(f"cannot connect to {self.where()}: {reason}; check database.url and that the server runs") from None
+        # Whatever the database's default: a claim must be followed by a younger snapshot, and xmin is the guard.
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        return connection
 
     def where(self) -> str:
         """Host and database, for messages; never the password."""

@@ -37,7 +37,16 @@ def run_under_short_locks(connection: Connection, statements: Sequence[sql.Compo
 
 
 def run_concurrently(connection: Connection, statement: sql.Composable) -> None:
-    """Runs one CONCURRENTLY statement, which waits for old transactions but blocks nobody, without time limits."""
+    """Runs one CONCURRENTLY statement, which waits for old transactions but blocks nobody, without time limits.
+
+    Raises TransientError after a deadlock, UserError for a missing privilege; an invalid index may be left, which
+    the next install replaces.
+    """
     connection.execute("SET lock_timeout = 0")
     connection.execute("SET statement_timeout = 0")
-    connection.execute(statement)
+    try:
+        connection.execute(statement)
+    except errors.DeadlockDetected:
+        raise TransientError("the application's locks and ours met in a deadlock; repeat the command") from None
+    except errors.InsufficientPrivilege as error:
+        raise UserError(f"{error.diag.message_primary}; run install as the owner of the table") from None

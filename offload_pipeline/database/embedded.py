@@ -43,22 +43,21 @@ LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--built
 SOCKET_DIR_MAX_BYTES = (
     88  # a socket's address has 104 bytes on macOS, 108 on Linux; "/.s.PGSQL.5432" takes 15
 )
+LAST_WORDS_LINES = 4  # a FATAL, with its DETAIL, its HINT, and "database system is shut down"
 POSTGRES_ACCOUNT = "pgserver"  # for root, as whom PostgreSQL refuses to run
 
 _WATCH = """
-import fcntl, os, subprocess, sys
+import fcntl, os, shutil, subprocess, sys
 if os.fork():
     os._exit(0)
-users_lock, socket_dir, *stop = sys.argv[1:]
-owner = os.stat(".")
+socket_dir, *stop = sys.argv[1:]
+owner = os.stat("pgdata")
 run_as = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if os.geteuid() == 0 else {}
-with open(users_lock) as users:
+with open("users.lock") as users:
     fcntl.flock(users, fcntl.LOCK_EX)
-    subprocess.run(stop, **run_as)
-try:
-    os.rmdir(socket_dir)
-except OSError:
-    pass
+    subprocess.run(stop, cwd="pgdata", **run_as)
+if not os.path.samefile(socket_dir, "pgdata"):
+    shutil.rmtree(socket_dir)
 """
 
 _users: dict[Path, IO[bytes]] = {}
@@ -97,7 +96,8 @@ def stop_embedded(data_dir: Path) -> None:
             fcntl.flock(users, fcntl.LOCK_SH)  # waits for a watcher that is stopping it, not for other users
             return
         if _is_running(pgdata):
-            _run(pgdata, "pg_ctl", *STOP)
+            with suppress(subprocess.CalledProcessError):  # it ended by itself meanwhile
+                _run(pgdata, "pg_ctl", *STOP)
 
 
 def run_as_owner_of(directory: Path) -> dict[str, Any]:
@@ -166,10 +166,9 @@ def _is_running(pgdata: Path) -> bool:
 
 def _start(pgdata: Path) -> None:
     socket_dir = _socket_dir(pgdata)
-    watch = [sys.executable, "-ISc", _WATCH, str(pgdata.parent / "users.lock"), socket_dir]
     subprocess.run(  # noqa: S603  # this interpreter, the script above
-        [*watch, str(BIN_DIR / "pg_ctl"), *STOP],
-        cwd=pgdata,
+        [sys.executable, "-ISc", _WATCH, socket_dir, BIN_DIR / "pg_ctl", *STOP],
+        cwd=pgdata.parent,  # in the cluster's own, it would look like a part of the server
         check=True,
         start_new_session=True,
         stdin=subprocess.DEVNULL,
@@ -234,7 +233,8 @@ def _mistakes_explained(data_dir: Path) -> Iterator[None]:
         yield
     except subprocess.CalledProcessError as error:
         log_text = server_log.read_text(errors="replace") if server_log.exists() else error.output
-        said = (log_text or str(error)).strip().splitlines()[-1]
+        last_lines = (log_text or str(error)).strip().splitlines()[-LAST_WORDS_LINES:]
+        said = next((line for line in last_lines if re.search("FATAL|error|signal", line)), last_lines[-1])
         raise UserError(
             f"The embedded PostgreSQL in {data_dir} did not start: {said} (see {server_log})"
         ) from error

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from psycopg import sql
+from psycopg.abc import AdaptContext
 
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
 
@@ -30,4 +31,31 @@ def _without_comments(text: str) -> str:
 
 def statement(file: str, name: str, names: dict[str, sql.Composable] | None = None) -> sql.Composed:
     """The statement `name` of `sql/<file>.sql` with `{placeholders}` replaced by `names`."""
-    return sql.SQL(_statements(f"{file}.sql")[name]).format(**(names or {}))  # type: ignore[arg-type]
+    text = sql.SQL(_statements(f"{file}.sql")[name])  # type: ignore[arg-type]
+    composed = text.format(**(names or {}))
+    return _with_percent_doubled(composed) if _takes_values(composed) else composed
+
+
+class _Bindable(sql.Composable):
+    """A name or literal in a statement that takes values, where psycopg reads a bare `%` as a placeholder."""
+
+    def as_bytes(self, context: AdaptContext | None = None) -> bytes:
+        """The SQL of the name or literal, with its `%` doubled."""
+        inner: sql.Composable = self._obj
+        return inner.as_bytes(context).replace(b"%", b"%%")
+
+
+def _takes_values(part: sql.Composable) -> bool:
+    if isinstance(part, sql.Composed):
+        return any(map(_takes_values, part))
+    return isinstance(part, sql.Placeholder) or (isinstance(part, sql.SQL) and "%(" in part.as_string())
+
+
+def _with_percent_doubled(composed: sql.Composed) -> sql.Composed:
+    return sql.Composed([_bindable(part) for part in composed])
+
+
+def _bindable(part: sql.Composable) -> sql.Composable:
+    if isinstance(part, sql.Composed):
+        return _with_percent_doubled(part)
+    return _Bindable(part) if isinstance(part, sql.Identifier | sql.Literal) else part

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from psycopg import Connection, sql
 
+from offload_pipeline.config import IDENTIFIER_BYTES
 from offload_pipeline.database.ddl import run_concurrently, run_under_short_locks
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Table, bookkeeping_names
@@ -15,10 +16,9 @@ from offload_pipeline.install.preflight import check_database, check_table
 
 # A text is at most 6 times its uncompressed jsonb (control characters become \u00xx); json and text are their own text.
 TEXT_PER_STORED_BYTE = {"jsonb": 6, "json": 1, "text": 1}
-IDENTIFIER_BYTES = 63
 POINTER_DDL = {"status": "text", "size": "bigint", "object_key": "text", "hash": "text", "stored_at": "timestamptz"}
 # Fires after the application's own BEFORE triggers, which run in the order of their names.
-TRIGGER_NAMES = ("zz_payload_offload_insert", "zz_payload_offload_update")
+TRIGGER_NAMES = ("zz_payload_offload_insert", "zz_payload_offload_update", "zz_payload_offload_move")
 # `get_activity_payload(id)` beside `get_activities_payload(id)`: a name existing applications call.
 FUNCTION_ALIASES = {"activities": "activity"}
 
@@ -76,6 +76,7 @@ def plan_table(connection: Connection, table: Table, store_url: str) -> Iterator
 def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
     config = table.config
     factor = TEXT_PER_STORED_BYTE[table.payload_type]
+    place = list(dict.fromkeys(filter(None, (config.tenant.column, *config.primary_key))))
     names: dict[str, sql.Composable] = {
         **table.names(),
         "threshold": sql.Literal(config.threshold_bytes),
@@ -90,7 +91,11 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
         else sql.SQL(
             "NEW.{payload} IS NULL OR (pg_column_size(NEW.{payload}) <= {limit} AND pg_column_compression(NEW.{payload}) IS NULL)"
         ).format(payload=sql.Identifier(config.payload), limit=sql.Literal(config.threshold_bytes // factor)),
-        "function": sql.Identifier(table.schema, _bounded(f"{_folded(table)}_payload_offload")),
+        "place": sql.SQL(", ").join(map(sql.Identifier, place)),
+        "is_moved": sql.SQL("({}) IS DISTINCT FROM ({})").format(
+            *(sql.SQL(", ").join(sql.Identifier(version, name) for name in place) for version in ("new", "old"))
+        ),
+        "function": sql.Identifier(table.schema, _bounded(_folded(table), "_payload_offload")),
         "store_url": sql.Literal(store_url.rstrip("/") + "/"),
         "arguments": sql.SQL(", ").join(sql.SQL(column.type) for column in table.key_columns),  # type: ignore[arg-type]
         "argument_match": sql.SQL(" AND ").join(
@@ -117,7 +122,7 @@ def _columns(connection: Connection, table: Table, names: dict[str, sql.Composab
 def _triggers(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composable]:
     function = statement("install/table", "trigger_function", names)
     stale: list[sql.Composable] = []
-    for name, kind in zip(TRIGGER_NAMES, ("insert_trigger", "update_trigger"), strict=True):
+    for name, kind in zip(TRIGGER_NAMES, ("insert_trigger", "update_trigger", "move_trigger"), strict=True):
         trigger = names | {"trigger": sql.Identifier(name)}
         create = statement("install/table", kind, trigger)
         wanted = _fingerprint([function, create], connection)
@@ -131,7 +136,7 @@ def _triggers(connection: Connection, table: Table, names: dict[str, sql.Composa
 def _functions(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> list[sql.Composable]:
     statements: list[sql.Composable] = []
     for title in filter(None, (_folded(table), FUNCTION_ALIASES.get(_folded(table)))):
-        name = _bounded(f"get_{title}_payload")
+        name = _bounded(f"get_{title}", "_payload")
         function = names | {"get_payload": sql.Identifier(table.schema, name)}
         create = statement("install/table", "get_payload", function)
         wanted = _fingerprint([create], connection)
@@ -157,7 +162,7 @@ def _indexes(connection: Connection, table: Table, names: dict[str, sql.Composab
     for title, status, columns, included in wanted:
         columns = list(dict.fromkeys(columns))
         included = [name for name in included if name and name not in columns]
-        name = _bounded(f"{config.schema_and_name[1]}_offload_{title}")
+        name = _bounded(config.schema_and_name[1], f"_offload_{title}")
         found = connection.execute(statement("install/catalog", "index_state"), _of(table, connection, name)).fetchone()
         if found and found[0]:
             continue
@@ -180,14 +185,12 @@ def _folded(table: Table) -> str:
     return re.sub(r"[.-]", "_", table.name.lower())
 
 
-def _bounded(name: str) -> str:
-    """At most 63 bytes; what was cut off is replaced by a hash, so that long names stay apart."""
-    if len(name.encode()) <= IDENTIFIER_BYTES:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    beginning, _, end = name.rpartition("_offload_")
-    suffix = f"_{digest}_offload_{end}"
-    return beginning.encode()[: IDENTIFIER_BYTES - len(suffix)].decode(errors="ignore") + suffix
+def _bounded(beginning: str, ending: str) -> str:
+    """At most 63 bytes; what is cut off the beginning is replaced by a hash, so that long names stay apart."""
+    if len((beginning + ending).encode()) <= IDENTIFIER_BYTES:
+        return beginning + ending
+    ending = f"_{hashlib.sha256(beginning.encode()).hexdigest()[:8]}{ending}"
+    return beginning.encode()[: IDENTIFIER_BYTES - len(ending)].decode(errors="ignore") + ending
 
 
 def _fingerprint(statements: list[sql.Composed], connection: Connection) -> str:

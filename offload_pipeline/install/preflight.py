@@ -29,15 +29,19 @@ def check_table(connection: Connection, table: Table) -> None:
     """Refuses, in one line each, what would make offloading this table unsafe or impossible."""
     config, relation = table.config, table.names()["relation"].as_string(connection)
     privileges = connection.execute(
-        statement("install/catalog", "privileges"), {"relation": relation, "schema": table.schema}
+        statement("install/catalog", "privileges"),
+        dict(zip(("schema", "name"), config.schema_and_name, strict=True)) | {"bookkeeping_schema": table.schema},
     ).fetchone()
     assert privileges is not None  # noqa: S101 - the table was inspected a moment ago
-    owns_table, may_create, role, owner = privileges
+    owns_table, closed_schemas, is_partition, role, owner = privileges
     if not owns_table:
         raise UserError(f"{table.name}: {role} does not own {relation}; connect as {owner}, or GRANT {owner} TO {role}")
-    if not may_create:
-        raise UserError(f"{table.name}: {role} may not create in schema {table.schema}; "
-                        f"GRANT CREATE ON SCHEMA {table.schema} TO {role}")  # fmt: skip
+    if closed_schemas:
+        raise UserError(f"{table.name}: {role} may not create in schema {closed_schemas[0]}; "
+                        f"GRANT CREATE, USAGE ON SCHEMA {closed_schemas[0]} TO {role}")  # fmt: skip
+    if table.kind == "p":
+        raise UserError(f"{table.name}: {relation} is partitioned; add the five pointer columns to it, "
+                        "and name one of its partitions as relation")  # fmt: skip
     unique = connection.execute(statement("install/catalog", "unique_keys"), {"relation": relation}).fetchall()
     if not unique:
         raise UserError(f"{table.name}: {relation} has no primary key; add one: its rows cannot be told apart")
@@ -52,5 +56,9 @@ def check_table(connection: Connection, table: Table) -> None:
         if column and column.type not in types:
             raise UserError(f"{table.name}: columns.{field}: {column.name} is {column.type}, not {types[0]}; "
                             "name another column, or leave it to install to add one")  # fmt: skip
-    if table.kind == "p":
-        raise UserError(f"{table.name}: {relation} is partitioned; name one of its partitions as relation")
+        if column and column.not_null and field != "status":
+            raise UserError(f"{table.name}: columns.{field}: {column.name} is NOT NULL, but a row whose payload is not in "
+                            f"storage has none; ALTER COLUMN {column.name} DROP NOT NULL")  # fmt: skip
+    if is_partition and not table.is_installed:
+        raise UserError(f"{table.name}: {relation} is a partition, to which columns cannot be added; "
+                        "add the five pointer columns to the table it is part of")  # fmt: skip

@@ -169,7 +169,7 @@ class _Releaser:
             width = len(table.key_columns)
             named = {tuple(row[:width]): row[width] for row in rows}
             requeue(self._connection, self._partition, named)
-            error = ObjectDamagedError("the row's payload does not hash to its pointer: written past the trigger; queued again")
+            error = ObjectDamagedError("payload and pointer disagree: one was written past the trigger; queued again")
             failures = [Failure(tuple(row[:width]), row[-1], error) for row in rows]
             record_failures(self._connection, self._partition, "release", failures)
         self._result.rows_failed += len(rows)

@@ -1,11 +1,22 @@
 """A file that counts as stored survives a power cut: its bytes, its name and its folders are on disk before put returns."""
 
+import contextlib
 import os
 import threading
 from pathlib import Path
 
 # Folders above the last one whose own entry this process has seen reach the disk: one per tenant and table.
 _durable: set[Path] = set()
+
+
+def make_root(root: Path) -> None:
+    """Makes the store's own folder, and sees to it that every entry that leads to it is on disk."""
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    for folder in {root, *made}:
+        # An unreadable parent is not one that we made.
+        with contextlib.suppress(PermissionError):
+            _fsync_folder(folder.parent)
 
 
 def put_durably(root: Path, key: str, data: bytes) -> None:

@@ -20,14 +20,17 @@ _DOTS = {".": "%2E", "..": "%2E%2E"}
 def check_template(template: str) -> str:
     """The template itself, or ValueError saying what it lacks."""
     try:
-        fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+        parsed = list(Formatter().parse(template))
     except ValueError as error:
         raise ValueError(f"is not a template ({error}); write for example {DEFAULT_TEMPLATE}") from None
+    fields = [field for _, field, _, _ in parsed if field is not None]
+    if any(specification or conversion for _, _, specification, conversion in parsed):
+        raise ValueError("changes a field by a ! or : in its braces; write the bare name, for example {sha256}")
     if unknown := [field for field in fields if field not in TEMPLATE_FIELDS]:
         raise ValueError(f"has the unknown field {{{unknown[0]}}}; use {', '.join(TEMPLATE_FIELDS)}")
     if "sha256" not in fields:
         raise ValueError("lacks {sha256}; without it a new payload would overwrite the old one: put it back")
-    literal = "".join(text for text, _, _, _ in Formatter().parse(template))
+    literal = "".join(text for text, _, _, _ in parsed)
     if template.startswith("/") or not re.fullmatch(r"[A-Za-z0-9_.=/-]*", literal) or {".", "..", ""} & set(template.split("/")):
         raise ValueError("must be a relative path of letters, digits, _ . = - and fields; remove the rest")
     return template

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import obstore
 from obstore import exceptions
@@ -24,7 +24,7 @@ from offload_pipeline.errors import (
     StoreUnavailableError,
     UserError,
 )
-from offload_pipeline.storage.durability import put_durably
+from offload_pipeline.storage.durability import make_root, put_durably
 
 # Plain clients that honour Content-Encoding then see JSON.
 ATTRIBUTES = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
@@ -135,8 +135,8 @@ def open_store(config: ObjectStoreConfig, home: Path) -> ObjectStore:
     url = config.url or (home / "objects").as_uri()
     try:
         if url.startswith("file://"):
-            folder = Path(unquote(urlsplit(url).path))
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = Path(unquote(url.removeprefix("file://")))
+            make_root(folder)
             return ObjectStore(LocalStore(folder), url, folder)
         return ObjectStore(from_url(url, **_remote_options(config, url)), url)
     except (OSError, ValueError, exceptions.BaseError) as error:

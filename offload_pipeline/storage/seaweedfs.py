@@ -1,5 +1,6 @@
 """A real S3 server for tests and the demo: SeaweedFS on 127.0.0.1, living no longer than who started it."""
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -121,7 +122,7 @@ class SeaweedFS:
             port_options += [f"-{service}.port={port}", f"-{service}.port.grpc={grpc_port}"]
             sockets.append(f"/tmp/seaweedfs-{service}-grpc-{grpc_port}.sock")  # noqa: S108  # weed's, not ours
         command = [weed, "-logdir=.", "mini", f"-bucket={self.bucket}", *OPTIONS, *port_options]
-        with self.log_file.open("w") as log:
+        with self._lock() as lock, self.log_file.open("w") as log:
             self._watcher = subprocess.Popen(  # noqa: S603  # this interpreter, the script above
                 [sys.executable, "-ISc", _WATCH, ",".join(sockets), *command],
                 cwd=self.data_dir,
@@ -131,8 +132,20 @@ class SeaweedFS:
                 stderr=log,
                 text=True,
                 start_new_session=True,
+                pass_fds=[lock.fileno()],  # held until the watcher ends, and with it the server
             )
         return self._watcher
+
+    def _lock(self) -> IO[str]:
+        lock = (self.data_dir / "in-use.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise UserError(
+                f"Another SeaweedFS runs in {self.data_dir}: stop it, or choose another directory"
+            ) from None
+        return lock
 
     def _environment(self) -> dict[str, str]:
         """Nothing of ours but PATH: WEED_* variables and files in HOME would configure the server."""
@@ -163,6 +176,7 @@ class SeaweedFS:
             region=REGION,
             access_key_id=self.access_key,
             secret_access_key=self.secret_key,
+            session_token="",  # or one from AWS_SESSION_TOKEN would be sent along
             client_options={"allow_http": True, "timeout": "5s"},
             retry_config={"max_retries": 0},
         )

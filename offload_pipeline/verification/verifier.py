@@ -19,10 +19,7 @@ from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
 from offload_pipeline.offload.requeue import requeue
 from offload_pipeline.storage.object_store import ObjectStore
-from offload_pipeline.verification.objects import NamedObject, check_end, check_whole
-
-# Rows per page: small enough that a page of keys is nothing in memory, large enough to keep all threads busy.
-PAGE_ROWS = 1000
+from offload_pipeline.verification.objects import PAGE_ROWS, NamedObject, check_end, check_whole, named_objects
 
 
 @dataclass(frozen=True)
@@ -105,6 +102,8 @@ class _Verifier:
         return self._result
 
     def _is_new(self, named: NamedObject) -> bool:
+        if named.stored_at is None:  # edited by hand
+            return False
         return self._verified_through is None or self._verified_through < named.stored_at <= self._mark
 
     def _pages(self, name: str) -> Iterator[list[NamedObject]]:
@@ -127,8 +126,7 @@ class _Verifier:
                     "page_rows": rows,
                 },
             ).fetchall()
-        width = len(table.key_columns)
-        return [NamedObject(tuple(row[:width]), *row[width:]) for row in found]
+        return named_objects(table, found)
 
     def _earlier_sample(self) -> list[NamedObject]:
         return self._page("earlier_copies", None, self._options.sample_rows) if self._options.sample_rows else []

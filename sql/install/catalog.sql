@@ -48,14 +48,22 @@ HAVING bool_and(a.attnotnull)
 ORDER BY i.indisprimary DESC
 
 -- name: privileges
--- What the current role lacks for install: ownership, or membership in the owner; CREATE on the schema.
+-- What the current role lacks for install: ownership, or membership in the owner; CREATE on both schemas.
 SELECT
     pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owns_table,
-    pg_catalog.has_schema_privilege(%(schema)s, 'CREATE') AS may_create,
+    ARRAY(
+        SELECT s.name
+        FROM unnest(ARRAY[%(schema)s, %(bookkeeping_schema)s]) AS s (name)
+        WHERE NOT pg_catalog.has_schema_privilege(s.name, 'CREATE')
+            OR NOT pg_catalog.has_schema_privilege(s.name, 'USAGE')
+    ) AS closed_schemas,
+    c.relispartition,
     current_user::text,
     pg_catalog.pg_get_userbyid(c.relowner)::text AS owner
 FROM pg_catalog.pg_class AS c
-WHERE c.oid = %(relation)s::regclass
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s
+    AND c.relname = %(name)s
 
 -- name: schema_exists
 SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s)
@@ -94,3 +102,32 @@ WHERE d.adrelid = %(relation)s::regclass
 SELECT p.relid::regclass::text
 FROM pg_catalog.pg_partition_tree(%(relation)s::regclass) AS p
 WHERE p.isleaf
+
+-- name: offload_indexes
+-- Which of the queue's indexes stand, and whether each is valid. A long table name is cut, the ending never is.
+SELECT
+    substring(c.relname FROM '_offload_(pending|copied|stored)$'),
+    i.indisvalid
+FROM pg_catalog.pg_index AS i
+JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+WHERE i.indrelid = %(relation)s::regclass
+    AND c.relname ~ '_offload_(pending|copied|stored)$'
+
+-- name: trigger_modes
+-- D: disabled; R: fires on replicas only; O and A: fires for the application.
+SELECT
+    t.tgname::text,
+    t.tgenabled::text
+FROM pg_catalog.pg_trigger AS t
+WHERE t.tgrelid = %(relation)s::regclass
+    AND NOT t.tgisinternal
+
+-- name: access
+-- Whether policies filter what the current role sees of the table, and whether it is the owner's equal.
+SELECT
+    pg_catalog.row_security_active(c.oid) AS hides_rows,
+    pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owns_table,
+    current_user::text,
+    pg_catalog.pg_get_userbyid(c.relowner)::text AS owner
+FROM pg_catalog.pg_class AS c
+WHERE c.oid = %(relation)s::regclass

@@ -11,6 +11,7 @@ ALTER TABLE {relation} ALTER COLUMN {status} SET DEFAULT 'inline'
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $offload$
 DECLARE
     is_placeholder boolean := NEW.{payload} IS NULL;
+    is_new_pointer boolean := TG_OP = 'INSERT';
     is_complete boolean := NEW.{object_key} IS NOT NULL AND NEW.{hash} IS NOT NULL AND NEW.{size} IS NOT NULL;
 BEGIN
     -- A storage reference names the hash of what it stands for; no payload does so by accident.
@@ -27,8 +28,9 @@ BEGIN
             RETURN NEW;
         END IF;
         IF NEW.{object_key} IS NOT DISTINCT FROM OLD.{object_key} THEN
-            -- Written again with the same content, as an ORM does that saves whole rows.
-            IF NEW.{payload}::text = OLD.{payload}::text THEN
+            -- Written again with the same content, as an ORM does that saves whole rows. A copy that moves to another
+            -- tenant or key is made again: the gate there may have passed its stored_at without ever seeing it.
+            IF NEW.{payload}::text = OLD.{payload}::text AND NOT (OLD.{status} = 'copied' AND {is_moved}) THEN
                 NEW.{status} := OLD.{status};
                 NEW.{size} := OLD.{size};
                 NEW.{hash} := OLD.{hash};
@@ -44,6 +46,8 @@ BEGIN
                     HINT = {hint};
             END IF;
             is_complete := FALSE;
+        ELSE
+            is_new_pointer := NEW.{object_key} IS NOT NULL;
         END IF;
     END IF;
 
@@ -53,7 +57,7 @@ BEGIN
         NEW.{stored_at} := coalesce(NEW.{stored_at}, pg_catalog.clock_timestamp());
         RETURN NEW;
     END IF;
-    IF TG_OP = 'INSERT' AND NEW.{payload} IS NULL AND (NEW.{object_key} IS NOT NULL OR NEW.{hash} IS NOT NULL) THEN
+    IF is_new_pointer AND NEW.{payload} IS NULL AND (NEW.{object_key} IS NOT NULL OR NEW.{hash} IS NOT NULL) THEN
         RAISE EXCEPTION 'a row of % names an object without hash, key and size: it could never be verified', TG_TABLE_NAME
             USING ERRCODE = 'check_violation',
             HINT = 'Give all three pointer columns, or the payload itself.';
@@ -94,6 +98,12 @@ WHEN (
     OR NEW.{object_key} IS NOT NULL
     OR NEW.{hash} IS NOT NULL
 )
+EXECUTE FUNCTION {function}()
+
+-- name: move_trigger
+-- SHARE ROW EXCLUSIVE for an instant. A copied row that changes tenant or key is copied and verified anew.
+CREATE OR REPLACE TRIGGER {trigger} BEFORE UPDATE OF {place} ON {relation} FOR EACH ROW
+WHEN (OLD.{status} = 'copied' AND {is_moved})
 EXECUTE FUNCTION {function}()
 
 -- name: comment_on_trigger

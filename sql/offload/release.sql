@@ -35,6 +35,7 @@ hashed AS MATERIALIZED (
     JOIN {relation} AS t ON {keys_match}
     WHERE t.xmin = k.xmin_read::xid
         AND encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex') = t.{hash}
+        AND strpos(t.{object_key}, t.{hash}) > 0
 ),
 free AS MATERIALIZED (
     SELECT k.*
@@ -91,7 +92,8 @@ WHERE tenant_id = %(tenant)s
     AND table_name = %(table)s
 
 -- name: mismatched
--- Of these keys, the rows that are still copied and whose payload is not what was stored: written past the trigger.
+-- Of these keys, the rows that are still copied and whose payload is not what was stored: the payload was written
+-- past the trigger, or the pointer by hand.
 SELECT
     {keys_as_text},
     t.{object_key},
@@ -99,4 +101,7 @@ SELECT
 FROM unnest({key_arrays}) AS k ({key_names_bare})
 JOIN {relation} AS t ON {keys_match}
 WHERE t.{status} = 'copied'
-    AND encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex') IS DISTINCT FROM t.{hash}
+    AND (
+        encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex') IS DISTINCT FROM t.{hash}
+        OR coalesce(strpos(t.{object_key}, t.{hash}), 0) = 0
+    )

@@ -8,7 +8,7 @@ k AS MATERIALIZED (
     SELECT named.*
     FROM named
     JOIN {relation} AS t ON {keys_match_named}
-    WHERE t.{object_key} = named.object_key
+    WHERE t.{object_key} IS NOT DISTINCT FROM named.object_key
         AND t.{status} = 'copied'
         AND t.{payload} IS NOT NULL
     FOR NO KEY UPDATE OF t SKIP LOCKED
@@ -22,4 +22,4 @@ SET
 FROM k
 WHERE {keys_match}
     AND t.{status} = 'copied'
-    AND t.{object_key} = k.object_key
+    AND t.{object_key} IS NOT DISTINCT FROM k.object_key

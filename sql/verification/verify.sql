@@ -69,7 +69,7 @@ SELECT
     encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex')
 FROM unnest({key_arrays}, %(object_keys)s::text[]) WITH ORDINALITY AS k ({key_names_bare}, object_key, position)
 JOIN {relation} AS t ON {keys_match}
-WHERE t.{object_key} = k.object_key
+WHERE t.{object_key} IS NOT DISTINCT FROM k.object_key
 
 -- name: advance
 -- The gate that release reads.

@@ -1,0 +1,63 @@
+"""`offload install`: everything the database must hold before a payload moves."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from offload_pipeline.cli.exit_codes import DONE
+from offload_pipeline.cli.options import JsonOption, TableOption
+from offload_pipeline.cli.output import Output
+from offload_pipeline.cli.session import open_session
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+    from offload_pipeline.install.installer import Step
+    from offload_pipeline.pipeline import Pipeline
+
+NOTHING_TO_DO = "-- nothing to do: everything is installed as configured"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command of this group."""
+    app.command()(install)
+
+
+def install(
+    table: TableOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL, and run nothing.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Add what the database still lacks: columns, trigger, indexes, bookkeeping."""
+    from offload_pipeline.install.installer import run, take_install_lock
+
+    session = open_session(as_json=as_json)
+    with session.pipeline.connect() as connection:
+        if not dry_run:
+            take_install_lock(connection)
+        steps = plan(session.pipeline, connection, table)
+        documents = [{"title": step.title, "sql": step.as_script(connection)} for step in steps]
+        for step, document in zip(steps, documents, strict=True):
+            if not dry_run:
+                run(connection, step)
+            session.output.line(document["sql"] if dry_run else f"installed {step.title}")
+    if not steps:
+        _say_nothing_to_do(session.output, dry_run=dry_run)
+    session.output.document({"dry_run": dry_run, "steps": documents})
+    return DONE
+
+
+def plan(pipeline: "Pipeline", connection: "Connection", table: str | None) -> list["Step"]:
+    """Every step that is still lacking, all tables examined before the first step runs."""
+    from offload_pipeline.install.installer import plan_bookkeeping, plan_table
+
+    names = [table] if table is not None else [one.name for one in pipeline.config.tables]
+    tables = [pipeline.inspect(connection, name) for name in names]
+    steps = list(plan_bookkeeping(connection, pipeline.database.schema))
+    for one in tables:
+        steps += plan_table(connection, one, pipeline.store.url)
+    return steps
+
+
+def _say_nothing_to_do(output: Output, *, dry_run: bool) -> None:
+    output.line(NOTHING_TO_DO if dry_run else NOTHING_TO_DO.removeprefix("-- "))

@@ -1,0 +1,75 @@
+"""One partition after another: what copying, verifying and releasing have in common on the command line."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from offload_pipeline.cli.exit_codes import DONE, UNSOUND
+from offload_pipeline.cli.session import Session
+from offload_pipeline.errors import PermanentError, StoreDeniedError, TransientError
+
+if TYPE_CHECKING:
+    from offload_pipeline.offload.claims import Partition
+    from offload_pipeline.offload.copier import Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one partition. `ends_the_run`: the store is down, and would be for the others too."""
+
+    is_sound: bool
+    line: str
+    details: list[str] = field(default_factory=list)
+    document: dict[str, Any] = field(default_factory=dict)
+    ends_the_run: bool = False
+
+
+def work_through(
+    session: Session,
+    partitions: Sequence["Partition"],
+    work: Callable[["Partition", "Progress"], Outcome],
+    *,
+    total_rows: Callable[["Partition"], int | None] = lambda _partition: None,
+) -> int:
+    """Works on every partition, says what became of each, and returns the exit code.
+
+    A partition that fails does not keep the others waiting; a store that refuses, or is down, ends the run.
+    """
+    documents: list[dict[str, Any]] = []
+    is_sound = True
+    for partition in partitions:
+        with session.output.progress(str(partition), total_rows(partition)) as progress:
+            outcome = _outcome(partition, work, progress)
+        _say(session, partition, outcome)
+        named = {"table": partition.table.name, "tenant": partition.tenant, "sound": outcome.is_sound}
+        documents.append(named | outcome.document)
+        is_sound = is_sound and outcome.is_sound
+        if outcome.ends_the_run:
+            break
+    if not partitions:
+        session.output.line("nothing to do")
+    elif left := len(partitions) - len(documents):
+        session.output.complain(f"stopped; partitions not tried: {left}")
+    session.output.document({"run_id": session.run_id, "sound": is_sound, "partitions": documents})
+    return DONE if is_sound else UNSOUND
+
+
+def _outcome(
+    partition: "Partition", work: Callable[["Partition", "Progress"], Outcome], progress: "Progress"
+) -> Outcome:
+    try:
+        return work(partition, progress)
+    except StoreDeniedError:
+        raise
+    except (TransientError, PermanentError) as error:
+        return Outcome(
+            is_sound=False,
+            line=f"failed: {error}",
+            document={"error": {"class": type(error).__name__, "message": str(error)}},
+        )
+
+
+def _say(session: Session, partition: "Partition", outcome: Outcome) -> None:
+    session.output.line(f"{partition}: {outcome.line}", style="" if outcome.is_sound else "red")
+    for detail in outcome.details:
+        session.output.line(f"  {detail}")

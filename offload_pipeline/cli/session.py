@@ -1,0 +1,48 @@
+"""What a command starts from: the opened pipeline, a run id for the audit log, and where to say things."""
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from offload_pipeline.cli.output import Output, shows_progress
+
+if TYPE_CHECKING:
+    from offload_pipeline.offload.claims import Partition
+    from offload_pipeline.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of one command."""
+
+    pipeline: "Pipeline"
+    run_id: str
+    output: Output
+
+    def partitions(self, table: str | None, tenant: str | None) -> list["Partition"]:
+        """The partitions of one or all tables, of one or all tenants; none for a tenant that no row has.
+
+        A tenant counts only as the database writes it: another spelling of the same value (`007` for an
+        integer) would name other object keys for the same rows.
+        """
+        with self.pipeline.connect() as connection:
+            found = self.pipeline.partitions(connection, table, None)
+        return [partition for partition in found if tenant in (None, partition.tenant)]
+
+    def pending_rows(self, partition: "Partition") -> int | None:
+        """How much a progress bar has ahead of it; None where nobody would see one."""
+        return self.pending(partition)[0] if shows_progress() else None
+
+    def pending(self, partition: "Partition") -> tuple[int, int]:
+        """Rows and payload bytes that wait in this partition."""
+        with self.pipeline.connect() as connection:
+            waiting = self.pipeline.pending(connection, partition.table)
+        mine = [one for one in waiting if one.tenant == partition.tenant]
+        return sum(one.rows for one in mine), sum(one.payload_bytes for one in mine)
+
+
+def open_session(*, as_json: bool) -> Session:
+    """Reads the configuration and opens what it names."""
+    from offload_pipeline.pipeline import open_pipeline
+
+    return Session(open_pipeline(), f"cli-{uuid.uuid4().hex[:12]}", Output(as_json=as_json))

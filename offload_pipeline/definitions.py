@@ -1,0 +1,38 @@
+"""Composition of all concerns. Loading reads offload.yaml and nothing else: no database, no network."""
+
+import warnings
+
+from dagster import BetaWarning, Definitions, PreviewWarning, in_process_executor
+
+from offload_pipeline.config import Config, load_config
+from offload_pipeline.defs.io_managers import GzippedPayloadIOManager
+from offload_pipeline.defs.offload.assets import IO_MANAGER, offload_assets
+from offload_pipeline.defs.offload.jobs import offload_jobs
+from offload_pipeline.defs.offload.schedules import offload_schedules
+from offload_pipeline.defs.offload.sensors import offload_sensors
+from offload_pipeline.defs.resources import PipelineResource
+from offload_pipeline.defs.verification.checks import verification_checks
+from offload_pipeline.defs.verification.jobs import verification_jobs
+
+
+def build_definitions(config: Config) -> Definitions:
+    """Everything Dagster shows, for the tables of one configuration."""
+    pipeline = PipelineResource()
+    with warnings.catch_warnings():
+        # Partitioned checks are a preview and backfill policies beta in Dagster 1.13; its version is pinned.
+        warnings.simplefilter("ignore", PreviewWarning)
+        warnings.simplefilter("ignore", BetaWarning)
+        assets = offload_assets(config)
+        checks = verification_checks(config)
+    return Definitions(
+        assets=assets,
+        asset_checks=checks,
+        jobs=[*offload_jobs(), *verification_jobs()],
+        sensors=offload_sensors(config),
+        schedules=offload_schedules(config),
+        resources={"pipeline": pipeline, IO_MANAGER: GzippedPayloadIOManager(resource=pipeline)},
+        executor=in_process_executor,
+    )
+
+
+defs = build_definitions(load_config())

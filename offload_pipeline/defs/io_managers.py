@@ -1,0 +1,42 @@
+"""`GzippedPayloadIOManager`: takes the lazy stream of claimed batches, stores and records each; gives lazy readers back."""
+
+from collections.abc import Sequence
+
+from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext, ResourceDependency
+
+from offload_pipeline.defs.metadata import copy_metadata
+from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
+from offload_pipeline.errors import TransientError
+from offload_pipeline.offload.claims import PendingBatches
+from offload_pipeline.offload.copier import CopyOptions, CopyResult, copy_batches
+from offload_pipeline.offload.reader import StoredPayloads
+
+
+class GzippedPayloadIOManager(ConfigurableIOManager):
+    """Stores each payload as one gzip member under its own key, and counts as written only what was read back."""
+
+    resource: ResourceDependency[PipelineResource]
+
+    def handle_output(self, context: OutputContext, obj: Sequence[PendingBatches]) -> None:
+        """Drains the streams. Rows that fail are recorded and do not fail the run; a store that fails as a whole does."""
+        pipeline = self.resource.pipeline
+        options = CopyOptions.of(pipeline.config.offload)
+        results: list[CopyResult] = []
+        with no_retry_of_permanent_errors():
+            if obj:
+                pipeline.store.check()
+            for batches in obj:
+                results.append(copy_batches(batches, pipeline.store, options, context.run_id))  # noqa: PERF401 - a stop shows what was done
+                if results[-1].stopped_by:
+                    break
+        context.add_output_metadata(copy_metadata(results))
+        for result in results:
+            if result.stopped_by:
+                may_pass = isinstance(result.stopped_by, TransientError)
+                raise Failure(description=f"stopped: {result.stopped_by}", allow_retries=may_pass)
+
+    def load_input(self, context: InputContext) -> list[StoredPayloads]:
+        """One lazy, hash-checked reader per tenant of the partition."""
+        pipeline = self.resource.pipeline
+        partitions = self.resource.partitions(context.partition_key)
+        return [StoredPayloads(pipeline.database, pipeline.store, partition) for partition in partitions]

@@ -1,0 +1,1 @@
+"""Offload as Dagster objects: the queue, the stored payloads, the released rows, and what launches them."""

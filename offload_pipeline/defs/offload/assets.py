@@ -1,0 +1,77 @@
+"""`pending_payloads` → `payload_objects` → `released_payloads`, each per table × tenant."""
+
+from dagster import (
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetCheckSpec,
+    AssetExecutionContext,
+    AssetsDefinition,
+    Backoff,
+    BackfillPolicy,
+    Jitter,
+    MaterializeResult,
+    RetryPolicy,
+    asset,
+)
+
+from offload_pipeline.config import Config
+from offload_pipeline.defs.metadata import pending_metadata, release_metadata
+from offload_pipeline.defs.partitions import table_tenant_partitions
+from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
+from offload_pipeline.offload.claims import BatchLimits, PendingBatches
+
+GROUP = "offload"
+IO_MANAGER = "gzipped_payloads"
+POOL = "offload"
+# A warning in the asset itself, which looks before the copier has emptied the queue.
+QUEUE_IS_SHORT = "queue_is_short"
+# A store or database that comes back within minutes costs nobody a look; longer outages are the sensor's to repeat.
+RETRY = RetryPolicy(max_retries=3, delay=20, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
+# In a range run a check would record one result without a partition.
+ONE_PARTITION_PER_RUN = BackfillPolicy.multi_run(1)
+
+
+def offload_assets(config: Config) -> list[AssetsDefinition]:
+    """The three assets for the tables of this configuration."""
+    partitions = table_tenant_partitions(config)
+
+    @asset(
+        check_specs=[AssetCheckSpec(QUEUE_IS_SHORT, asset="pending_payloads", partitions_def=partitions,
+                                    description=f"Warns above {config.offload.warn_pending} pending rows.")],
+        partitions_def=partitions, backfill_policy=ONE_PARTITION_PER_RUN, group_name=GROUP, kinds={"postgres"},
+    )  # fmt: skip
+    def pending_payloads(context: AssetExecutionContext, pipeline: PipelineResource) -> MaterializeResult[None]:
+        """What waits to be moved: rows, bytes, and the age of the oldest."""
+        metadata = pending_metadata(pipeline.pending(context.partition_key))
+        is_short = int(str(metadata["rows"])) <= config.offload.warn_pending
+        check = AssetCheckResult(
+            check_name=QUEUE_IS_SHORT, passed=is_short, severity=AssetCheckSeverity.WARN, metadata=metadata
+        )
+        return MaterializeResult(metadata=metadata, check_results=[check])
+
+    @asset(
+        deps=[pending_payloads], partitions_def=partitions, backfill_policy=ONE_PARTITION_PER_RUN, group_name=GROUP,
+        io_manager_key=IO_MANAGER, retry_policy=RETRY, pool=POOL, kinds={"postgres", "s3", "gzip"},
+    )  # fmt: skip
+    def payload_objects(context: AssetExecutionContext, pipeline: PipelineResource) -> list[PendingBatches]:
+        """Payloads as gzipped objects, read back; the rows keep theirs until released. The IO manager does the work."""
+        limits = BatchLimits(config.offload.batch_rows, config.offload.batch_bytes)
+        return [
+            PendingBatches(pipeline.pipeline.database, partition, limits, config.offload.max_attempts)
+            for partition in pipeline.partitions(context.partition_key)
+        ]
+
+    @asset(
+        deps=[payload_objects], partitions_def=partitions, backfill_policy=ONE_PARTITION_PER_RUN, group_name=GROUP,
+        retry_policy=RETRY, pool=POOL, kinds={"postgres"},
+    )  # fmt: skip
+    def released_payloads(context: AssetExecutionContext, pipeline: PipelineResource) -> MaterializeResult[None]:
+        """Rows freed of payloads that verification has passed; launched alone it frees no more than that."""
+        with no_retry_of_permanent_errors():
+            results = [
+                pipeline.pipeline.release(partition, context.run.run_id)
+                for partition in pipeline.partitions(context.partition_key)
+            ]
+        return MaterializeResult(metadata=release_metadata(results))
+
+    return [pending_payloads, payload_objects, released_payloads]

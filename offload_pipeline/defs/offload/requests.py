@@ -1,0 +1,85 @@
+"""From the pending queue to run requests: which partitions are due, oldest first, each at most once at a time."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dagster import DagsterInstance, DagsterRunStatus, RunRequest, RunsFilter
+
+from offload_pipeline.config import OffloadConfig
+from offload_pipeline.defs.offload.jobs import OFFLOAD_JOB
+from offload_pipeline.defs.partitions import key_of
+from offload_pipeline.offload.tenants import partition_key
+from offload_pipeline.pipeline import Pipeline
+
+# Dagster remembers a run_key for ever. When a run left the queue as it was, it is asked for again after this long.
+ASK_AGAIN_SECONDS = 15 * 60
+# One look finds the running partitions; more runs than this are not in flight on one installation.
+MOST_RUNS_IN_FLIGHT = 1000
+_UNFINISHED = [
+    DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED,
+]  # fmt: skip
+
+
+@dataclass
+class PendingPartition:
+    """What waits in one Dagster partition: one tenant's rows, or a bucket's."""
+
+    table: str
+    tenant_key: str
+    rows: int = 0
+    oldest: datetime | None = None
+    age_seconds: float = 0.0
+
+    def is_due(self, config: OffloadConfig) -> bool:
+        """Old enough, or enough rows; a table without `created_at` has no age and counts as old."""
+        is_old = self.oldest is None or self.age_seconds >= config.max_age_minutes * 60
+        return is_old or self.rows >= config.min_pending
+
+    def request(self, now: float) -> RunRequest:
+        """The run_key holds table, tenant and the queue's high-water mark."""
+        mark = f"{self.rows}@{self.oldest.isoformat() if self.oldest else '-'}"
+        run_key = f"{self.table}|{self.tenant_key}|{mark}|{int(now // ASK_AGAIN_SECONDS)}"
+        key = key_of(self.table, self.tenant_key)
+        return RunRequest(run_key=run_key, job_name=OFFLOAD_JOB, partition_key=key)
+
+
+@dataclass(frozen=True)
+class QueueLook:
+    """One look at every table's queue: all tenants' partition keys, and the partitions with pending rows."""
+
+    tenant_keys: Sequence[str]
+    pending: Sequence[PendingPartition]
+
+
+def look_at_queue(pipeline: Pipeline) -> QueueLook:
+    """Reads the queues of all tables; tenants known from earlier work are listed even when nothing waits."""
+    buckets = pipeline.config.tenant_buckets
+    tenant_keys: set[str] = set()
+    pending: dict[tuple[str, str], PendingPartition] = {}
+    with pipeline.connect() as connection:
+        for table in pipeline.tables(connection):
+            queue = pipeline.pending(connection, table)
+            tenant_keys.update(partition_key(tenant, buckets) for tenant in pipeline.tenants(connection, table, queue))
+            for found in queue:
+                if found.tenant is None:
+                    continue
+                key = partition_key(found.tenant, buckets)
+                one = pending.setdefault((table.name, key), PendingPartition(table.name, key))
+                one.rows += found.rows
+                if found.age_seconds() >= one.age_seconds:
+                    one.oldest, one.age_seconds = found.oldest, found.age_seconds()
+    return QueueLook(sorted(tenant_keys), sorted(pending.values(), key=lambda one: (-one.age_seconds, -one.rows)))
+
+
+def run_requests(
+    instance: DagsterInstance, partitions: Iterable[PendingPartition], most: int, now: float | None = None
+) -> list[RunRequest]:
+    """Requests for the first `most` partitions that no unfinished run works on."""
+    in_flight = {
+        run.tags.get("dagster/partition")
+        for run in instance.get_runs(RunsFilter(statuses=_UNFINISHED), limit=MOST_RUNS_IN_FLIGHT)
+    }
+    free = [one for one in partitions if key_of(one.table, one.tenant_key) not in in_flight]
+    return [one.request(time.time() if now is None else now) for one in free[:most]]

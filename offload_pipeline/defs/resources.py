@@ -1,0 +1,59 @@
+"""The one resource: offload.yaml, its database and its store, opened when a step or tick begins and not before."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dagster import ConfigurableResource, Failure, InitResourceContext
+from pydantic import PrivateAttr
+
+from offload_pipeline.config import load_config
+from offload_pipeline.defs.partitions import split_key
+from offload_pipeline.errors import PermanentError, UserError
+from offload_pipeline.offload.claims import Partition
+from offload_pipeline.offload.queue import PendingTenant
+from offload_pipeline.pipeline import Pipeline, open_pipeline
+
+
+@contextlib.contextmanager
+def no_retry_of_permanent_errors() -> Iterator[None]:
+    """Dagster's retry policy repeats any exception; what will not pass must say so."""
+    try:
+        yield
+    except (UserError, PermanentError) as error:
+        raise Failure(description=str(error), allow_retries=False) from error
+
+
+class PipelineResource(ConfigurableResource["PipelineResource"]):
+    """`config_path` empty: `$OFFLOAD_CONFIG`, else ./offload.yaml, else the packaged demo configuration."""
+
+    config_path: str = ""
+
+    _pipeline: Pipeline = PrivateAttr()
+
+    @contextlib.contextmanager
+    def yield_for_execution(self, context: InitResourceContext) -> Iterator["PipelineResource"]:  # noqa: ARG002
+        """Reads the configuration and starts the embedded database where none is named."""
+        with no_retry_of_permanent_errors():
+            self._pipeline = open_pipeline(load_config(Path(self.config_path) if self.config_path else None))
+        yield self
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The opened installation."""
+        return self._pipeline
+
+    def partitions(self, partition_key: str) -> Sequence[Partition]:
+        """What a Dagster partition stands for: the rows of one tenant in one table, or of a bucket of tenants."""
+        table, tenant_key = split_key(partition_key)
+        with no_retry_of_permanent_errors(), self._pipeline.connect() as connection:
+            return self._pipeline.partitions_of_key(connection, table, tenant_key)
+
+    def pending(self, partition_key: str) -> list[PendingTenant]:
+        """What waits in a Dagster partition."""
+        table_name, _ = split_key(partition_key)
+        tenants = {partition.tenant for partition in self.partitions(partition_key)}
+        with no_retry_of_permanent_errors(), self._pipeline.connect() as connection:
+            table = self._pipeline.table(connection, table_name)
+            found = self._pipeline.pending(connection, table)
+        return [pending for pending in found if pending.tenant in tenants]

@@ -1,0 +1,1 @@
+"""Verification as the blocking check between stored and released payloads."""
