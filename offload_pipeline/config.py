@@ -37,8 +37,8 @@ TABLE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,49}$"
 IDENTIFIER_BYTES = 63
 
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\}")
-# Whatever stands between the scheme and the last @ of a URL.
-_CREDENTIALS = re.compile(r"://\S*@")
+# User and password, up to the last @ of a URL.
+_CREDENTIALS = re.compile(r"://[^\s:@/]*:\S*@")
 _ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 _IDENTIFIER = re.compile(r'\s*(?:"(?P<quoted>(?:[^"]|"")+)"|(?P<plain>[^\W\d][\w$]*))\s*')
 _DURATION_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
@@ -113,7 +113,7 @@ KeyColumns = Annotated[tuple[ColumnName, ...], BeforeValidator(_unquoted_list), 
 
 def _database_url(url: str) -> str:
     """Refuses, without repeating it, what libpq would only refuse in a message that holds half the password."""
-    mend = "write postgresql://user:password@host:5432/database, percent-encoding @ : / and # in the password"
+    mend = "write postgresql://user@host:5432/database; percent-encode @ : / and # in a password"
     try:
         found = conninfo_to_dict(url)
     except psycopg.ProgrammingError:

@@ -370,7 +370,7 @@ def test_no_refusal_repeats_a_password(refusal: Refusal, text: str) -> None:
 def test_a_database_url_that_libpq_cannot_read_is_refused_with_an_example(refusal: Refusal, url: str) -> None:
     said = refusal(f"database:\n  schema: ops\n  url: {url}\n{TABLE}")
     assert said.startswith(":3: database.url: ")
-    assert "write postgresql://user:password@host:5432/database" in said
+    assert "write postgresql://user@host:5432/database" in said
     assert SECRET not in said
 
 

@@ -40,7 +40,7 @@ def offload_assets(config: Config) -> list[AssetsDefinition]:
                                     description=f"Warns above {config.offload.warn_pending} pending rows.")],
         partitions_def=partitions, backfill_policy=ONE_PARTITION_PER_RUN, group_name=GROUP, kinds={"postgres"},
     )  # fmt: skip
-    def pending_payloads(context: AssetExecutionContext, pipeline: PipelineResource) -> MaterializeResult[None]:
+    def pending_payloads(context: AssetExecutionContext, pipeline: PipelineResource) -> MaterializeResult:  # type: ignore[type-arg]  # Dagster knows only the bare class beside checks
         """What waits to be moved: rows, bytes, and the age of the oldest."""
         metadata = pending_metadata(pipeline.pending(context.partition_key))
         is_short = int(str(metadata["rows"])) <= config.offload.warn_pending
