@@ -9,11 +9,12 @@ from psycopg import Connection
 from offload_pipeline.config import Config, home, load_config
 from offload_pipeline.database.connection import Database, open_database
 from offload_pipeline.database.table import Table, inspect_table
-from offload_pipeline.offload.claims import Partition
-from offload_pipeline.offload.copier import CopyOptions, CopyResult, Progress, copy_partition, no_progress
+from offload_pipeline.offload.claims import Batches, Partition, PendingBatches
+from offload_pipeline.offload.copier import CopyOptions, CopyResult, Progress, copy_batches, no_progress
 from offload_pipeline.offload.queue import PendingTenant, known_tenants, pending_by_tenant
 from offload_pipeline.offload.release import ReleaseResult, release_partition
 from offload_pipeline.offload.tenants import partition_key
+from offload_pipeline.offload.unseen import UnseenBatches, unseen_tenants
 from offload_pipeline.storage.object_store import ObjectStore, open_store
 from offload_pipeline.verification.verifier import VerificationOptions, VerificationResult, verify_partition
 
@@ -57,19 +58,19 @@ class Pipeline:
 
     def tables(self, connection: Connection, name: str | None = None) -> list[Table]:
         """The named table, or all."""
-        return [self.table(connection, wanted) for wanted in ([name] if name else [t.name for t in self.config.tables])]
+        return [self.table(connection, wanted) for wanted in ([name] if name is not None else [t.name for t in self.config.tables])]
 
     def pending(self, connection: Connection, table: Table) -> list[PendingTenant]:
         """The table's queue, oldest first."""
         return pending_by_tenant(connection, table, self.config.offload.max_attempts)
 
     def tenants(self, connection: Connection, table: Table, queue: Sequence[PendingTenant] | None = None) -> list[str]:
-        """Every tenant of the table that has pending rows (as in `queue`, if given) or was worked on before."""
+        """Every tenant of the table that has pending rows (as in `queue`, if given), unseen rows, or was worked on."""
         if table.config.tenant.value is not None:
             return [table.config.tenant.value]
         pending = self.pending(connection, table) if queue is None else queue
         waiting = {found.tenant for found in pending if found.tenant is not None}
-        return sorted(waiting.union(known_tenants(connection, table)))
+        return sorted(waiting.union(known_tenants(connection, table), unseen_tenants(connection, table)))
 
     def partitions(self, connection: Connection, table: str | None, tenant: str | None) -> list[Partition]:
         """The partitions of one or all tables, of one or all tenants."""
@@ -77,6 +78,8 @@ class Pipeline:
             Partition(found, one)
             for found in self.tables(connection, table)
             for one in ([tenant] if tenant is not None else self.tenants(connection, found))
+            # Under another name than its constant one, all of a table's rows would be stored a second time.
+            if found.config.tenant.value in (None, one)
         ]
 
     def partitions_of_key(self, connection: Connection, table: str, key: str) -> Sequence[Partition]:
@@ -85,12 +88,26 @@ class Pipeline:
         buckets = self.config.tenant_buckets
         return [Partition(found, one) for one in self.tenants(connection, found) if partition_key(one, buckets) == key]
 
-    def copy(
-        self, partition: Partition, run_id: str, *, batch_rows: int | None = None, progress: Progress = no_progress
-    ) -> CopyResult:
-        """Copies what is pending, with the configured options."""
+    def batches(
+        self, partition: Partition, *, batch_rows: int | None = None, unseen: bool = False, resume: bool = True
+    ) -> list[Batches]:
+        """What there is to copy: with `unseen` first the rows older than the trigger, then the pending queue."""
         options = CopyOptions.of(self.config.offload, batch_rows)
-        return copy_partition(self.database, self.store, partition, options, run_id, progress)
+        pending = PendingBatches(self.database, partition, options.limits, options.max_attempts)
+        if not unseen:
+            return [pending]
+        return [UnseenBatches(self.database, partition, options.limits, options.max_attempts, resume=resume), pending]
+
+    def copy(
+        self, partition: Partition, run_id: str, *, batch_rows: int | None = None, unseen: bool = False,
+        resume: bool = True, progress: Progress = no_progress,
+    ) -> CopyResult:  # fmt: skip
+        """Copies what `batches` claims, with the configured options, until the store as a whole fails."""
+        copied = CopyResult()
+        for batches in self.batches(partition, batch_rows=batch_rows, unseen=unseen, resume=resume):
+            if not copied.stopped_by:
+                copied += copy_batches(batches, self.store, CopyOptions.of(self.config.offload), run_id, progress)
+        return copied
 
     def verify(
         self, partition: Partition, run_id: str, *, sample_rows: int | None = None, full: bool = False,
@@ -106,10 +123,13 @@ class Pipeline:
         return release_partition(self.database, partition, self.store.url, run_id, progress)
 
     def drain(
-        self, partition: Partition, run_id: str, *, batch_rows: int | None = None, progress: Progress = no_progress
-    ) -> DrainResult:
+        self, partition: Partition, run_id: str, *, batch_rows: int | None = None, unseen: bool = False,
+        resume: bool = True, progress: Progress = no_progress,
+    ) -> DrainResult:  # fmt: skip
         """Copy, verify, release, in this order; nothing new is freed unless verification passes."""
-        copied = self.copy(partition, run_id, batch_rows=batch_rows, progress=progress)
+        copied = self.copy(
+            partition, run_id, batch_rows=batch_rows, unseen=unseen, resume=resume, progress=progress
+        )
         verified = self.verify(partition, run_id)
         released = self.release(partition, run_id) if verified.passed else ReleaseResult()
         return DrainResult(copied, verified, released)

@@ -78,6 +78,15 @@ def database_url(postgres_server: PostgresServer, template_database: str) -> Ite
     postgres_server.drop_database(name)
 
 
+@pytest.fixture
+def embedded_dir() -> Iterator[Path]:
+    """For the embedded PostgreSQL, instead of `tmp_path`: run by root, pytest closes that to PostgreSQL's account."""
+    with tempfile.TemporaryDirectory(prefix="embedded-") as directory:
+        yield Path(directory)
+        for lock in Path(directory).rglob("users.lock"):
+            embedded.stop_embedded(lock.parent)
+
+
 @pytest.fixture(scope="session")
 def seaweedfs() -> Iterator[SeaweedFS]:
     """A real S3 server, with one bucket for the session."""

@@ -108,14 +108,17 @@ def with_ending(partition: "Partition", *, clears: bool) -> "Partition":
 def _offload(
     session: Session, partitions: Sequence["Partition"], *, batch_rows: int | None, resumes: bool
 ) -> int:
-    """What a backfill does. The pending queue is its own checkpoint: `resumes` changes nothing."""
-    del resumes
-    return _drain(session, partitions, batch_rows)
+    """What a backfill does: the rows older than the trigger, then the pending queue."""
+    return _drain(session, partitions, batch_rows=batch_rows, unseen=True, resume=resumes)
 
 
 def _count(session: Session, table: str, tenant: str, partitions: Sequence["Partition"]) -> int:
-    pending = [session.pending(partition) for partition in partitions]
-    rows, payload_bytes = sum(one[0] for one in pending), sum(one[1] for one in pending)
+    from offload_pipeline.offload.unseen import count_unseen
+
+    with session.pipeline.connect() as connection:
+        unseen = [count_unseen(connection, partition) for partition in partitions]
+    found = [*unseen, *(session.pending(partition) for partition in partitions)]
+    rows, payload_bytes = sum(one[0] for one in found), sum(one[1] for one in found)
     if rows:
         would = f"would copy {format_rows(rows)} ({format_bytes(payload_bytes)})"
         session.output.line(f"{partitions[0]}: {would}")
@@ -126,11 +129,16 @@ def _count(session: Session, table: str, tenant: str, partitions: Sequence["Part
     return DONE
 
 
-def _drain(session: Session, partitions: Sequence["Partition"], batch_rows: int | None = None) -> int:
+def _drain(
+    session: Session, partitions: Sequence["Partition"], *, batch_rows: int | None = None,
+    unseen: bool = False, resume: bool = True,
+) -> int:  # fmt: skip
     session.pipeline.store.check()
 
     def work(partition: "Partition", progress: "Progress") -> Outcome:
-        result = session.pipeline.drain(partition, session.run_id, batch_rows=batch_rows, progress=progress)
+        result = session.pipeline.drain(
+            partition, session.run_id, batch_rows=batch_rows, unseen=unseen, resume=resume, progress=progress
+        )
         lines = (copied_line(result.copied), verified_line(result.verified), released_line(result.released))
         return Outcome(
             is_sound=result.is_sound,

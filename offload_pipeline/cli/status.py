@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
     from offload_pipeline.database.table import Table
+    from offload_pipeline.offload.failures import OpenFailure
     from offload_pipeline.offload.queue import PartitionState, PendingTenant
     from offload_pipeline.pipeline import Pipeline
 
@@ -33,24 +34,24 @@ def register(app: typer.Typer) -> None:
 
 def status(as_json: JsonOption = False) -> int:
     """Show the queue, the totals and the open failures of every table and tenant."""
-    from offload_pipeline.offload.failures import open_failures
-
     session = open_session(as_json=as_json)
     pipeline = session.pipeline
     with pipeline.connect() as connection:
         found = [pipeline.inspect(connection, table.name) for table in pipeline.config.tables]
-        tables = [_describe(connection, pipeline, table) for table in found]
-        is_installed = any(table.is_installed for table in found)
-        failures = (
-            open_failures(connection, pipeline.database.schema, pipeline.config.offload.max_attempts)
-            if is_installed
-            else []
-        )
-    document = {"tables": tables, "open_failures": [vars(failure) for failure in failures]}
+        document: dict[str, Any] = {"tables": [_describe(connection, pipeline, one) for one in found]}
+        document["open_failures"] = [vars(failure) for failure in _failures(connection, pipeline, found)]
     session.output.document(document)
     if not as_json:
         _show(session.output, document)
     return DONE
+
+
+def _failures(connection: "Connection", pipeline: "Pipeline", tables: list["Table"]) -> list["OpenFailure"]:
+    from offload_pipeline.offload.failures import open_failures
+
+    if not any(table.is_installed for table in tables):
+        return []
+    return open_failures(connection, pipeline.database.schema, pipeline.config.offload.max_attempts)
 
 
 def _describe(connection: "Connection", pipeline: "Pipeline", table: "Table") -> dict[str, Any]:

@@ -43,7 +43,7 @@ LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--built
 SOCKET_DIR_MAX_BYTES = (
     88  # a socket's address has 104 bytes on macOS, 108 on Linux; "/.s.PGSQL.5432" takes 15
 )
-LAST_WORDS_LINES = 4  # a FATAL, with its DETAIL, its HINT, and "database system is shut down"
+LAST_WORDS_LINES = 4  # an error is followed by DETAIL, HINT, and what is done about it
 POSTGRES_ACCOUNT = "pgserver"  # for root, as whom PostgreSQL refuses to run
 
 _WATCH = """
@@ -234,7 +234,9 @@ def _mistakes_explained(data_dir: Path) -> Iterator[None]:
     except subprocess.CalledProcessError as error:
         log_text = server_log.read_text(errors="replace") if server_log.exists() else error.output
         last_lines = (log_text or str(error)).strip().splitlines()[-LAST_WORDS_LINES:]
-        said = next((line for line in last_lines if re.search("FATAL|error|signal", line)), last_lines[-1])
+        said = next(
+            (line for line in last_lines if re.search("FATAL|could not|signal", line)), last_lines[-1]
+        )
         raise UserError(
             f"The embedded PostgreSQL in {data_dir} did not start: {said} (see {server_log})"
         ) from error

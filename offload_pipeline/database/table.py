@@ -172,6 +172,7 @@ class Table:
             "keys_match_named": self._each_key("t.{column} = named.{k}::{type}", " AND "),
             "is_tenant": self._is_tenant("t"),
             "is_tenant_e": self._is_tenant("e"),
+            "tenant_column": sql.Identifier(tenant) if tenant else sql.SQL("NULL"),
             "tenant_text": sql.SQL("t.{}::text").format(sql.Identifier(tenant)) if tenant
                 else sql.Literal(self.config.tenant.value) + sql.SQL("::text"),
             "created_at": sql.SQL("t.{}").format(sql.Identifier(created_at)) if created_at

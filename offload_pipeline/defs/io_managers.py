@@ -7,7 +7,7 @@ from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext,
 from offload_pipeline.defs.metadata import copy_metadata
 from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
 from offload_pipeline.errors import TransientError
-from offload_pipeline.offload.claims import PendingBatches
+from offload_pipeline.offload.claims import Batches
 from offload_pipeline.offload.copier import CopyOptions, CopyResult, copy_batches
 from offload_pipeline.offload.reader import StoredPayloads
 
@@ -17,7 +17,7 @@ class GzippedPayloadIOManager(ConfigurableIOManager):
 
     resource: ResourceDependency[PipelineResource]
 
-    def handle_output(self, context: OutputContext, obj: Sequence[PendingBatches]) -> None:
+    def handle_output(self, context: OutputContext, obj: Sequence[Batches]) -> None:
         """Drains the streams. Rows that fail are recorded and do not fail the run; a store that fails as a whole does."""
         pipeline = self.resource.pipeline
         options = CopyOptions.of(pipeline.config.offload)

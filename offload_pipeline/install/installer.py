@@ -155,6 +155,7 @@ def _indexes(connection: Connection, table: Table, names: dict[str, sql.Composab
     tenant = [config.tenant.column] if config.tenant.column else []
     keys, stored_at = list(config.primary_key), config.columns.stored_at
     wanted = [
+        ("unseen", None, [*tenant, *keys], []),
         ("pending", "pending_move", [*tenant, *keys], [config.created_at, config.columns.size]),
         ("copied", "copied", [*tenant, stored_at, *keys], [config.columns.size]),
         ("stored", "in_storage", [*tenant, stored_at], []),
@@ -170,11 +171,11 @@ def _indexes(connection: Connection, table: Table, names: dict[str, sql.Composab
             "index": sql.Identifier(name),
             "columns": sql.SQL(", ").join(map(sql.Identifier, columns)),
             "include": sql.SQL("INCLUDE ({})").format(sql.SQL(", ").join(map(sql.Identifier, included))) if included else sql.SQL(""),
-            "value": sql.Literal(status),
+            "has_status": sql.SQL("= {}").format(sql.Literal(status)) if status else sql.SQL("IS NULL"),
         })  # fmt: skip
         drop = statement("install/table", "drop_invalid_index",
                          {"index": sql.Identifier(config.schema_and_name[0], name)})  # fmt: skip
-        yield Step(f"{table.name}: index for {status} rows", (drop, create) if found else (create,), concurrently=True)
+        yield Step(f"{table.name}: index for {status or 'never seen'} rows", (drop, create) if found else (create,), concurrently=True)
 
 
 def _of(table: Table, connection: Connection, name: str) -> dict[str, str]:

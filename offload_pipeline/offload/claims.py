@@ -37,10 +37,11 @@ class ClaimedRow:
 
 @dataclass(frozen=True)
 class Batch:
-    """Claimed rows, and those that could not even be read (key, xmin, why)."""
+    """Claimed rows, those that could not even be read (key, xmin, why), and claimed keys to be read afterwards."""
 
     rows: list[ClaimedRow]
     unreadable: list[tuple[Key, str | None, Exception]]
+    rest: list[list[Key]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,12 @@ class BatchLimits:
     payload_bytes: int
 
 
-class PendingBatches:
-    """The pending queue of one partition, once through, in primary-key order; safe to share between threads."""
+class Batches:
+    """Claimed batches of one partition, once through, in primary-key order; safe to share between threads.
+
+    Rows that another worker holds are passed over. Rows are read in a second statement, whose snapshot is younger
+    than the claims: what another worker finished just before is seen as finished.
+    """
 
     def __init__(self, database: Database, partition: Partition, limits: BatchLimits, max_attempts: int) -> None:
         self.database, self.partition, self.limits = database, partition, limits
@@ -65,38 +70,14 @@ class PendingBatches:
         self._turn = threading.Lock()
 
     def claim(self, connection: Connection) -> Batch | None:
-        """Claims and reads the next batch inside the caller's transaction; None at the end of the queue.
+        """Claims and reads the next batch inside the caller's transaction; None at the end."""
+        raise NotImplementedError
 
-        Rows that another worker holds are passed over. The rows are read in a second statement, whose snapshot is
-        younger than the claims: what another worker finished just before is seen as finished.
-        """
-        with self._turn:
-            keys = self._next_page(connection)
-        return None if keys is None else self._read(connection, keys)
+    def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> None:
+        """Called when the batch's transaction has committed."""
 
-    def _next_page(self, connection: Connection) -> list[Key] | None:
-        if self._ended:
-            return None
-        table = self.partition.table
-        page = connection.execute(
-            statement("offload/claim", "claim_pending", table.names(self._cursor)),
-            {
-                **self.partition.parameters(),
-                **table.cursor_parameters(self._cursor),
-                "batch_rows": self.limits.rows,
-                "batch_bytes": self.limits.payload_bytes,
-                "max_attempts": self.max_attempts,
-                "lock_space": table.lock_space,
-            },
-        ).fetchall()
-        if not page:
-            self._ended = True
-            return None
-        width = len(table.key_columns)
-        self._cursor = tuple(page[-1][:width])
-        return [tuple(row[:width]) for row in page if row[-1]]
-
-    def _read(self, connection: Connection, keys: list[Key]) -> Batch:
+    def read(self, connection: Connection, keys: list[Key]) -> Batch:
+        """Reads claimed rows; where one of them cannot be read, one by one."""
         try:
             with connection.transaction():
                 return Batch(self._fetch(connection, keys), [])
@@ -104,6 +85,17 @@ class PendingBatches:
             if not is_about_the_rows(error, connection):
                 raise
             return self._read_one_by_one(connection, keys)
+
+    def _page_parameters(self) -> dict[str, object]:
+        table = self.partition.table
+        return {
+            **self.partition.parameters(),
+            **table.cursor_parameters(self._cursor),
+            "batch_rows": self.limits.rows,
+            "batch_bytes": self.limits.payload_bytes,
+            "max_attempts": self.max_attempts,
+            "lock_space": table.lock_space,
+        }
 
     def _read_one_by_one(self, connection: Connection, keys: list[Key]) -> Batch:
         batch = Batch([], [])
@@ -134,3 +126,27 @@ class PendingBatches:
                 {**self.partition.parameters(), **table.key_parameters(keys)},
             )
             return [ClaimedRow(keys[position - 1], xmin, payload) for position, xmin, payload in cursor]
+
+
+class PendingBatches(Batches):
+    """The pending queue of one partition."""
+
+    def claim(self, connection: Connection) -> Batch | None:
+        """As `Batches.claim`."""
+        with self._turn:
+            keys = self._next_page(connection)
+        return None if keys is None else self.read(connection, keys)
+
+    def _next_page(self, connection: Connection) -> list[Key] | None:
+        if self._ended:
+            return None
+        table = self.partition.table
+        page = connection.execute(
+            statement("offload/claim", "claim_pending", table.names(self._cursor)), self._page_parameters()
+        ).fetchall()
+        if not page:
+            self._ended = True
+            return None
+        width = len(table.key_columns)
+        self._cursor = tuple(page[-1][:width])
+        return [tuple(row[:width]) for row in page if row[-1]]

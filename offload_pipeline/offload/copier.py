@@ -13,6 +13,7 @@ from psycopg import Connection
 from offload_pipeline.config import OffloadConfig
 from offload_pipeline.database.connection import Database, is_about_the_rows, one_line, transaction
 from offload_pipeline.database.statements import statement
+from offload_pipeline.database.table import Key
 from offload_pipeline.errors import (
     ObjectMissingError,
     OffloadError,
@@ -22,7 +23,7 @@ from offload_pipeline.errors import (
     StoreUnavailableError,
     TransientError,
 )
-from offload_pipeline.offload.claims import Batch, BatchLimits, ClaimedRow, Partition, PendingBatches
+from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Partition
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
 from offload_pipeline.offload.packing import Compression, pack
 from offload_pipeline.storage.keys import object_key
@@ -83,23 +84,21 @@ class CopyResult:
     stopped_by: OffloadError | None = None
     """What ended the pass early, when the store as a whole failed; the rows not tried stay pending."""
 
+    def __iadd__(self, other: "CopyResult") -> "CopyResult":
+        for name in ("rows_copied", "rows_left", "rows_failed", "payload_bytes", "object_bytes", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.payload_sizes = (self.payload_sizes + other.payload_sizes)[:SIZE_SAMPLE_ROWS]
+        self.stopped_by = self.stopped_by or other.stopped_by
+        return self
+
     @property
     def megabytes_per_second(self) -> float:
         """Payload bytes (10**6) over wall time."""
         return self.payload_bytes / 1e6 / self.seconds if self.seconds else 0.0
 
 
-def copy_partition(
-    database: Database, store: ObjectStore, partition: Partition, options: CopyOptions, run_id: str,
-    progress: Progress = no_progress,
-) -> CopyResult:  # fmt: skip
-    """Copies the pending rows of one partition, once through."""
-    batches = PendingBatches(database, partition, options.limits, options.max_attempts)
-    return copy_batches(batches, store, options, run_id, progress)
-
-
 def copy_batches(
-    batches: PendingBatches, store: ObjectStore, options: CopyOptions, run_id: str, progress: Progress = no_progress
+    batches: Batches, store: ObjectStore, options: CopyOptions, run_id: str, progress: Progress = no_progress
 ) -> CopyResult:
     """Takes claimed batches until there are no more, several in flight, each in a short transaction of its own.
 
@@ -110,20 +109,39 @@ def copy_batches(
         copier = _Copier(batches, store, options, run_id, progress, store_threads)
         with ThreadPoolExecutor(options.batches_in_flight, "batch") as workers:
             futures: list[Future[None]] = [workers.submit(copier.work) for _ in range(options.batches_in_flight)]
-            for future in as_completed(futures):
-                if future.exception():
-                    copier.stop()
+            try:
+                for future in as_completed(futures):
+                    if future.exception():
+                        copier.stop()
+            finally:
+                # Interrupted, the batches in flight are finished and no others begun.
+                copier.stop()
         for future in futures:
             future.result()
     copier.result.seconds = time.monotonic() - started
     return copier.result
 
 
+@dataclass
+class _Outcome:
+    """What became of a batch; `not_copied` has the failed rows and those left for the next pass."""
+
+    recorded: list[StoredPayload]
+    failures: list[Failure]
+    not_copied: list[Key]
+
+    def __iadd__(self, other: "_Outcome") -> "_Outcome":
+        self.recorded += other.recorded
+        self.failures += other.failures
+        self.not_copied += other.not_copied
+        return self
+
+
 class _Copier:
     """What the workers of one pass share."""
 
     def __init__(
-        self, batches: PendingBatches, store: ObjectStore, options: CopyOptions, run_id: str,
+        self, batches: Batches, store: ObjectStore, options: CopyOptions, run_id: str,
         progress: Progress, store_threads: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
         self._batches, self._store, self._options, self._run_id = batches, store, options, run_id
@@ -152,14 +170,22 @@ class _Copier:
             batch = self._batches.claim(connection)
             if batch is None:
                 return False
-            stored, failures = self._store_rows(batch)
-            recorded, refused = self._record(connection, stored)
-            failures += refused
-        if failures:
+            outcome = self._copy(connection, batch)
+            for keys in batch.rest:
+                outcome += self._copy(connection, self._batches.read(connection, keys))
+        if outcome.failures:
             with transaction(connection):
-                record_failures(connection, self._partition, "copy", failures)
-        self._count(recorded, failures, len(stored))
+                record_failures(connection, self._partition, "copy", outcome.failures)
+        self._batches.finish(connection, batch, outcome.not_copied)
+        self._count(outcome)
         return True
+
+    def _copy(self, connection: Connection, batch: Batch) -> _Outcome:
+        stored, failures = self._store_rows(batch)
+        recorded, refused = self._record(connection, stored)
+        claimed = {*(row.key for row in batch.rows), *(key for key, _, _ in batch.unreadable)}
+        not_copied = claimed - {item.row.key for item in recorded}
+        return _Outcome(recorded, [*failures, *refused], list(not_copied))
 
     def _store_rows(self, batch: Batch) -> tuple[list[StoredPayload], list[Failure]]:
         stored: list[StoredPayload] = []
@@ -219,13 +245,14 @@ class _Copier:
                 failures.append(Failure(item.row.key, item.row.xmin, error))
         return recorded, failures
 
-    def _count(self, recorded: list[StoredPayload], failures: list[Failure], stored: int) -> None:
+    def _count(self, outcome: _Outcome) -> None:
+        recorded = outcome.recorded
         payload_bytes = sum(item.payload_bytes for item in recorded)
         with self._lock:
             result = self.result
             result.rows_copied += len(recorded)
-            result.rows_failed += len(failures)
-            result.rows_left += max(0, stored - len(recorded))
+            result.rows_failed += len(outcome.failures)
+            result.rows_left += len(outcome.not_copied) - len(outcome.failures)
             result.payload_bytes += payload_bytes
             result.object_bytes += sum(item.object_bytes for item in recorded)
             room = SIZE_SAMPLE_ROWS - len(result.payload_sizes)

@@ -1,6 +1,7 @@
 """The object store as the protocol needs it: put, get, look at the end, and errors sorted by whether they may pass."""
 
 import contextlib
+import errno
 import re
 import struct
 from collections.abc import Iterator
@@ -40,6 +41,10 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
 # Answers that will not change however often the same request is sent.
 _PERMANENT_STATUS = {"400", "405", "411", "413", "414", "416", "501"}
+# S3 answers 400 also for what is no fault of the object: a slow or cut upload passes, and credentials or a region
+# that do not fit concern every row alike.
+_TRANSIENT_CODES = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
+_DENIED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed", "InvalidBucketName"}
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,15 @@ def _as_our_own(error: Exception, key: str) -> OffloadError:
         return StoreDeniedError("no such bucket (NoSuchBucket)")
     if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
         return ObjectMissingError(f"no object {key}")
-    if isinstance(error, PermissionError | exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+    is_read_only = isinstance(error, OSError) and error.errno == errno.EROFS
+    if is_read_only or isinstance(
+        error, PermissionError | exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
+    ):
         return StoreDeniedError(f"access denied ({reason})")
+    if code and code[1] in _DENIED_CODES:
+        return StoreDeniedError(f"access denied ({reason})")
+    if code and code[1] in _TRANSIENT_CODES:
+        return StoreUnavailableError(f"the store failed ({reason})")
     if isinstance(error, exceptions.InvalidPathError) or (status and status[1] in _PERMANENT_STATUS):
         return PermanentError(f"the store refuses {key} ({reason})")
     if "169.254.169.254" in text:
@@ -147,7 +159,7 @@ def _remote_options(config: ObjectStoreConfig, url: str) -> dict[str, Any]:
     plain_http = (config.endpoint or "").startswith("http://")
     options: dict[str, Any] = {
         "client_options": {
-            "timeout": f"{config.timeout.total_seconds():g}s",
+            "timeout": f"{config.timeout // timedelta(milliseconds=1)}ms",
             "connect_timeout": CONNECT_TIMEOUT,
             "allow_http": plain_http,
         },

@@ -15,7 +15,7 @@ from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.errors import ObjectDamagedError, OffloadError, StoreDeniedError, TransientError
 from offload_pipeline.offload.claims import Partition
-from offload_pipeline.offload.copier import Progress, no_progress
+from offload_pipeline.offload.copier import STORE_DOWN_AFTER_FAILURES, Progress, no_progress
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
 from offload_pipeline.offload.requeue import requeue
 from offload_pipeline.storage.object_store import ObjectStore
@@ -108,7 +108,7 @@ class _Verifier:
 
     def _pages(self, name: str) -> Iterator[list[NamedObject]]:
         cursor: tuple[datetime, Key] | None = None
-        while page := self._page(name, cursor):
+        while len(self._result.unanswered) < STORE_DOWN_AFTER_FAILURES and (page := self._page(name, cursor)):
             yield page
             cursor = (page[-1].stored_at, page[-1].key)
 

@@ -27,10 +27,8 @@ input()
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Iterator[Path]:
-    directory = tmp_path / "made" / "on the way"
-    yield directory
-    stop_embedded(directory)
+def data_dir(embedded_dir: Path) -> Path:
+    return embedded_dir / "made" / "on the way"
 
 
 def postmaster(data_dir: Path) -> int:
@@ -166,8 +164,8 @@ def test_processes_that_start_it_at_the_same_time_share_one_server(data_dir: Pat
     assert wait_until(lambda: not is_running(pid))
 
 
-def test_a_path_too_long_for_a_socket_gets_a_short_one_and_leaves_nothing(tmp_path: Path) -> None:
-    data_dir = tmp_path / ("long" * 20)
+def test_a_path_too_long_for_a_socket_gets_a_short_one_and_leaves_nothing(embedded_dir: Path) -> None:
+    data_dir = embedded_dir / ("long" * 20)
     with psycopg.connect(embedded_url(data_dir)) as connection:
         socket_dir = Path(connection.info.host)
     os.kill(postmaster(data_dir), signal.SIGKILL)

@@ -30,6 +30,14 @@ from offload_pipeline_tests.invariant import assert_invariant
 RUN = "test-run"
 
 
+@dataclass(frozen=True)
+class StoreAddress:
+    """What `object_store:` in `offload.yaml` would say."""
+
+    url: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Installation:
     """`connection` is the application's own, in autocommit; `expected` is what it wrote last."""
@@ -118,7 +126,7 @@ def plain(store: ObjectStore) -> ObjectStore:
 @contextlib.contextmanager
 def installed(
     database_url: str,
-    store_url: str,
+    store: StoreAddress | str,
     *,
     sections: Mapping[str, Mapping[str, Any]] | None = None,
     payload_type: str = "jsonb",
@@ -133,7 +141,10 @@ def installed(
             connection, payload_type=payload_type, key_columns=key_columns, tenant_column=tenant_column,
             extra_columns=extra_columns, **{"threshold_bytes": 0, **table_options},
         )  # fmt: skip
-        pipeline = make_pipeline(database_url, store_url, [config], **(sections or {}))
+        address = StoreAddress(store) if isinstance(store, str) else store
+        pipeline = make_pipeline(
+            database_url, address.url, [config], **{"object_store": address.options, **(sections or {})}
+        )
         install(pipeline)
         table = pipeline.table(connection, config.name)
         yield Installation(connection, database_url, pipeline, config, table)

@@ -4,6 +4,7 @@ CREATE TABLE IF NOT EXISTS {state} (
     tenant_id text NOT NULL,
     table_name text NOT NULL,
     checkpoint text[],
+    backfilled_at timestamptz,
     rows_copied bigint NOT NULL DEFAULT 0,
     payload_bytes_copied bigint NOT NULL DEFAULT 0,
     object_bytes_copied bigint NOT NULL DEFAULT 0,

@@ -136,7 +136,7 @@ COMMENT ON FUNCTION {get_payload} IS {fingerprint}
 
 -- name: create_index
 -- SHARE UPDATE EXCLUSIVE: reads and writes go on.
-CREATE INDEX CONCURRENTLY {index} ON {relation} ({columns}) {include} WHERE {status} = {value}
+CREATE INDEX CONCURRENTLY {index} ON {relation} ({columns}) {include} WHERE {status} {has_status}
 
 -- name: drop_invalid_index
 -- What an interrupted CREATE INDEX CONCURRENTLY left behind.

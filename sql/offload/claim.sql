@@ -25,14 +25,14 @@ WHERE p.bytes_before < %(batch_bytes)s
 ORDER BY p.position
 
 -- name: fetch_claimed
--- The claimed rows that are still pending, in a snapshot taken after the claim. Locks: none. Index: the primary key.
+-- The claimed rows that are still pending or never seen, in a snapshot taken after the claim. Locks: none. Index: the primary key.
 SELECT
     k.position,
     t.xmin::text,
     convert_to(t.{payload}::text, 'UTF8')
 FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
 JOIN {relation} AS t ON {keys_match}
-WHERE t.{status} = 'pending_move'
+WHERE coalesce(t.{status}, 'pending_move') = 'pending_move'
     AND t.{payload} IS NOT NULL
     AND {is_tenant}
 

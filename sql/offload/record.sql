@@ -20,7 +20,7 @@ k AS MATERIALIZED (
     FROM stored
     JOIN {relation} AS t ON {keys_match_stored}
     WHERE t.xmin = stored.xmin_read::xid
-        AND t.{status} = 'pending_move'
+        AND coalesce(t.{status}, 'pending_move') = 'pending_move'
     FOR NO KEY UPDATE OF t SKIP LOCKED
 )
 UPDATE {relation} AS t
@@ -33,7 +33,7 @@ SET
 FROM k
 WHERE {keys_match}
     AND t.xmin = k.xmin_read::xid
-    AND t.{status} = 'pending_move'
+    AND coalesce(t.{status}, 'pending_move') = 'pending_move'
 RETURNING k.position, k.size
 
 -- name: count_copied

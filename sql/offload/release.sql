@@ -42,6 +42,8 @@ free AS MATERIALIZED (
     FROM hashed AS k
     JOIN {relation} AS t ON {keys_match}
     WHERE t.xmin = k.xmin_read::xid
+        -- CTEs run row by row: without this, the first rows would be locked while the last are still hashed.
+        AND (SELECT count(*) FROM hashed) > 0
     FOR NO KEY UPDATE OF t SKIP LOCKED
 ),
 released AS (

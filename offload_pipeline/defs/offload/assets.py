@@ -8,17 +8,19 @@ from dagster import (
     AssetsDefinition,
     Backoff,
     BackfillPolicy,
+    Config,
     Jitter,
     MaterializeResult,
     RetryPolicy,
     asset,
 )
+from pydantic import Field
 
-from offload_pipeline.config import Config
+from offload_pipeline.config import Config as OffloadYaml
 from offload_pipeline.defs.metadata import pending_metadata, release_metadata
 from offload_pipeline.defs.partitions import table_tenant_partitions
 from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
-from offload_pipeline.offload.claims import BatchLimits, PendingBatches
+from offload_pipeline.offload.claims import Batches
 
 GROUP = "offload"
 IO_MANAGER = "gzipped_payloads"
@@ -31,19 +33,27 @@ RETRY = RetryPolicy(max_retries=3, delay=20, backoff=Backoff.EXPONENTIAL, jitter
 ONE_PARTITION_PER_RUN = BackfillPolicy.multi_run(1)
 
 
-def offload_assets(config: Config) -> list[AssetsDefinition]:
+class CopyConfig(Config):
+    """What a launch may choose: whether rows older than the trigger are scanned too, and from where."""
+
+    unseen: bool = Field(True, description="Also scan the rows that are older than the trigger.")  # noqa: FBT003 - Pydantic's form
+    resume: bool = Field(True, description="Start the scan behind the checkpoint of an earlier one.")  # noqa: FBT003 - Pydantic's form
+    batch_rows: int | None = Field(None, ge=1, le=1000, description="Rows per batch; the configured number if not set.")
+
+
+def offload_assets(yaml: OffloadYaml) -> list[AssetsDefinition]:
     """The three assets for the tables of this configuration."""
-    partitions = table_tenant_partitions(config)
+    partitions = table_tenant_partitions(yaml)
 
     @asset(
         check_specs=[AssetCheckSpec(QUEUE_IS_SHORT, asset="pending_payloads", partitions_def=partitions,
-                                    description=f"Warns above {config.offload.warn_pending} pending rows.")],
+                                    description=f"Warns above {yaml.offload.warn_pending} pending rows.")],
         partitions_def=partitions, backfill_policy=ONE_PARTITION_PER_RUN, group_name=GROUP, kinds={"postgres"},
     )  # fmt: skip
     def pending_payloads(context: AssetExecutionContext, pipeline: PipelineResource) -> MaterializeResult:  # type: ignore[type-arg]  # Dagster knows only the bare class beside checks
         """What waits to be moved: rows, bytes, and the age of the oldest."""
         metadata = pending_metadata(pipeline.pending(context.partition_key))
-        is_short = int(str(metadata["rows"])) <= config.offload.warn_pending
+        is_short = int(str(metadata["rows"])) <= yaml.offload.warn_pending
         check = AssetCheckResult(
             check_name=QUEUE_IS_SHORT, passed=is_short, severity=AssetCheckSeverity.WARN, metadata=metadata
         )
@@ -53,12 +63,16 @@ def offload_assets(config: Config) -> list[AssetsDefinition]:
         deps=[pending_payloads], partitions_def=partitions, backfill_policy=ONE_PARTITION_PER_RUN, group_name=GROUP,
         io_manager_key=IO_MANAGER, retry_policy=RETRY, pool=POOL, kinds={"postgres", "s3", "gzip"},
     )  # fmt: skip
-    def payload_objects(context: AssetExecutionContext, pipeline: PipelineResource) -> list[PendingBatches]:
+    def payload_objects(
+        context: AssetExecutionContext, config: CopyConfig, pipeline: PipelineResource
+    ) -> list[Batches]:
         """Payloads as gzipped objects, read back; the rows keep theirs until released. The IO manager does the work."""
-        limits = BatchLimits(config.offload.batch_rows, config.offload.batch_bytes)
         return [
-            PendingBatches(pipeline.pipeline.database, partition, limits, config.offload.max_attempts)
+            batches
             for partition in pipeline.partitions(context.partition_key)
+            for batches in pipeline.pipeline.batches(
+                partition, batch_rows=config.batch_rows, unseen=config.unseen, resume=config.resume
+            )
         ]
 
     @asset(

@@ -17,6 +17,8 @@ from offload_pipeline.pipeline import Pipeline
 ASK_AGAIN_SECONDS = 15 * 60
 # One look finds the running partitions; more runs than this are not in flight on one installation.
 MOST_RUNS_IN_FLIGHT = 1000
+# Scanning rows older than the trigger is an operator's decision: a backfill launched in the UI does it.
+QUEUE_ONLY = {"ops": {"payload_objects": {"config": {"unseen": False}}}}
 _UNFINISHED = [
     DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED,
 ]  # fmt: skip
@@ -42,7 +44,7 @@ class PendingPartition:
         mark = f"{self.rows}@{self.oldest.isoformat() if self.oldest else '-'}"
         run_key = f"{self.table}|{self.tenant_key}|{mark}|{int(now // ASK_AGAIN_SECONDS)}"
         key = key_of(self.table, self.tenant_key)
-        return RunRequest(run_key=run_key, job_name=OFFLOAD_JOB, partition_key=key)
+        return RunRequest(run_key=run_key, run_config=QUEUE_ONLY, job_name=OFFLOAD_JOB, partition_key=key)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,161 @@
+"""Backfill of rows older than the trigger: scanned in primary-key order from a checkpoint, copied without being marked first."""
+
+import threading
+from dataclasses import dataclass, field
+
+from psycopg import Connection
+
+from offload_pipeline.database.connection import Database, transaction
+from offload_pipeline.database.statements import statement
+from offload_pipeline.database.table import Key, Table
+from offload_pipeline.offload.claims import Batch, BatchLimits, Batches, Partition
+
+
+@dataclass
+class _Page:
+    """A page of the scan: the checkpoint may pass `last` once it is finished, and not before its predecessors are."""
+
+    last: Key
+    is_finished: bool = False
+    batch: Batch = field(default_factory=lambda: Batch([], []))
+
+
+class UnseenBatches(Batches):
+    """The never-seen rows of one partition, once through; `resume` starts behind the checkpoint of an earlier scan."""
+
+    def __init__(
+        self, database: Database, partition: Partition, limits: BatchLimits, max_attempts: int, *, resume: bool = True
+    ) -> None:
+        super().__init__(database, partition, limits, max_attempts)
+        self._resume = resume
+        self._is_begun = False
+        self._pages: list[_Page] = []
+        self._has_gap = False
+        self._checkpoint_lock = threading.Lock()
+
+    def claim(self, connection: Connection) -> Batch | None:
+        """As `Batches.claim`; payloads are measured here, and what exceeds the byte limit follows in `rest`."""
+        with self._turn:
+            self._begin(connection)
+            page = self._scan(connection)
+        if page is None:
+            return None
+        keys, entry = page
+        chunks = self._in_chunks(self._measure(connection, keys))
+        entry.batch = self.read(connection, chunks[0]) if chunks else Batch([], [])
+        entry.batch.rest.extend(chunks[1:])
+        return entry.batch
+
+    def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> None:
+        """Queues what was not copied, then moves the checkpoint over every finished page that has no gap before it."""
+        table = self.partition.table
+        if not_copied:
+            with transaction(connection):
+                connection.execute(
+                    statement("offload/unseen", "enqueue", table.names()), table.key_parameters(not_copied)
+                )
+        with self._checkpoint_lock:
+            next(page for page in self._pages if page.batch is batch).is_finished = True
+            passed: Key | None = None
+            while self._pages and self._pages[0].is_finished:
+                passed = self._pages.pop(0).last
+            if self._has_gap:
+                return
+            is_complete = self._ended and not self._pages
+            if passed is not None:
+                self._write_checkpoint(connection, passed, is_complete=is_complete)
+
+    def _begin(self, connection: Connection) -> None:
+        if self._is_begun:
+            return
+        self._is_begun = True
+        found = connection.execute(
+            statement("offload/unseen", "read_checkpoint", self.partition.table.names()), self.partition.parameters()
+        ).fetchone()
+        if found and self._resume:
+            checkpoint, backfilled_at = found
+            self._ended = backfilled_at is not None
+            self._cursor = tuple(checkpoint) if checkpoint else None
+
+    def _scan(self, connection: Connection) -> tuple[list[Key], _Page] | None:
+        if self._ended:
+            return None
+        table = self.partition.table
+        rows = connection.execute(
+            statement("offload/unseen", "claim_unseen", table.names(self._cursor)), self._page_parameters()
+        ).fetchall()
+        if len(rows) < self.limits.rows:
+            self._ended = True
+        if not rows:
+            self._complete_if_idle(connection)
+            return None
+        width = len(table.key_columns)
+        self._cursor = tuple(rows[-1][:width])
+        # Another worker has these; should it die, a later scan must find them.
+        self._has_gap = self._has_gap or not all(row[-1] for row in rows)
+        page = _Page(self._cursor)
+        with self._checkpoint_lock:
+            self._pages.append(page)
+        return [tuple(row[:width]) for row in rows if row[-1]], page
+
+    def _complete_if_idle(self, connection: Connection) -> None:
+        """Nothing left to scan and nothing in flight: the end was reached with the page before."""
+        with self._checkpoint_lock:
+            if not self._pages and not self._has_gap:
+                self._write_checkpoint(connection, self._cursor, is_complete=True)
+
+    def _measure(self, connection: Connection, keys: list[Key]) -> list[tuple[Key, int]]:
+        if not keys:
+            return []
+        table = self.partition.table
+        rows = connection.execute(
+            statement("offload/unseen", "measure", table.names()),
+            {
+                **self.partition.parameters(),
+                **table.key_parameters(keys),
+                "threshold_bytes": table.config.threshold_bytes,
+            },
+        )
+        return [(keys[position - 1], size) for position, size in rows]
+
+    def _in_chunks(self, measured: list[tuple[Key, int]]) -> list[list[Key]]:
+        """Keys in runs that end with the row that passes the byte limit."""
+        chunks: list[list[Key]] = []
+        room = 0
+        for key, size in measured:
+            if room <= 0:
+                chunks.append([])
+                room = self.limits.payload_bytes
+            chunks[-1].append(key)
+            room -= size
+        return chunks
+
+    def _write_checkpoint(self, connection: Connection, key: Key | None, *, is_complete: bool) -> None:
+        connection.execute(
+            statement("offload/unseen", "write_checkpoint", self.partition.table.names()),
+            {
+                **self.partition.parameters(),
+                "checkpoint": list(key) if key else None,
+                "is_complete": is_complete,
+            },
+        )
+
+
+def unseen_tenants(connection: Connection, table: Table) -> list[str]:
+    """The tenants that have rows older than the trigger; empty for a table with one constant tenant."""
+    if table.config.tenant.column is None:
+        return []
+    with transaction(connection):
+        return [tenant for (tenant,) in connection.execute(statement("offload/unseen", "unseen_tenants", table.names()))]
+
+
+def count_unseen(connection: Connection, partition: Partition) -> tuple[int, int]:
+    """Rows and payload bytes that a backfill would move, by reading them all; writes nothing."""
+    table = partition.table
+    with transaction(connection):
+        found = connection.execute(
+            statement("offload/unseen", "count_unseen", table.names()),
+            {**partition.parameters(), "threshold_bytes": table.config.threshold_bytes},
+        ).fetchone()
+    assert found is not None  # noqa: S101 - an aggregate returns one row
+    return found[0], found[1]

@@ -1,0 +1,1 @@
+"""The Dagster layer, run in process on a real database and store."""

@@ -1,0 +1,1 @@
+"""Assets, jobs, sensor and schedule of the offload."""

@@ -1,0 +1,1 @@
+"""The gate between stored and released payloads."""

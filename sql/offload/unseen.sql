@@ -1,0 +1,92 @@
+-- name: claim_unseen
+-- One page of the rows the trigger has never seen (status NULL), in primary-key order, each claimed for this transaction.
+-- Locks: advisory only, never a row. Index: <table>_offload_unseen.
+SELECT
+    {key_names},
+    pg_try_advisory_xact_lock(hashtextextended(%(lock_space)s::text || p.key_text, 0)) AS claimed
+FROM (
+    SELECT
+        {keys_as_text},
+        {key_text} AS key_text
+    FROM {relation} AS t
+    WHERE t.{status} IS NULL
+        AND {is_tenant}
+        AND {after_cursor}
+    ORDER BY {keys}
+    LIMIT %(batch_rows)s
+) AS p
+
+-- name: measure
+-- Of these rows, the ones still never seen whose payload is above the threshold, with its bytes. Locks: none.
+SELECT
+    k.position,
+    octet_length(t.{payload}::text)
+FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
+JOIN {relation} AS t ON {keys_match}
+WHERE t.{status} IS NULL
+    AND t.{payload} IS NOT NULL
+    AND {is_tenant}
+    AND (%(threshold_bytes)s = 0 OR octet_length(t.{payload}::text) > %(threshold_bytes)s)
+ORDER BY k.position
+
+-- name: enqueue
+-- Rows that a scan could not copy join the pending queue, so that no checkpoint passes them for good.
+-- Locks: the rows, NO KEY UPDATE; waits up to lock_timeout for the application.
+UPDATE {relation} AS t
+SET {status} = 'pending_move'
+FROM unnest({key_arrays}) AS k ({key_names_bare})
+WHERE {keys_match}
+    AND t.{status} IS NULL
+
+-- name: read_checkpoint
+SELECT checkpoint, backfilled_at
+FROM {state}
+WHERE tenant_id = %(tenant)s
+    AND table_name = %(table)s
+
+-- name: write_checkpoint
+-- How far the scan of never-seen rows has come; backfilled_at when it has reached the end.
+INSERT INTO {state} AS s (tenant_id, table_name, checkpoint, backfilled_at)
+VALUES (%(tenant)s, %(table)s, %(checkpoint)s, CASE WHEN %(is_complete)s THEN clock_timestamp() END)
+ON CONFLICT (tenant_id, table_name) DO UPDATE SET
+    checkpoint = coalesce(excluded.checkpoint, s.checkpoint),
+    backfilled_at = excluded.backfilled_at,
+    updated_at = clock_timestamp()
+
+-- name: unseen_tenants
+-- The tenants that have never-seen rows, hopping from one to the next in the index. Index: <table>_offload_unseen.
+WITH RECURSIVE hop AS (
+    (
+        SELECT t.{tenant_column} AS tenant
+        FROM {relation} AS t
+        WHERE t.{status} IS NULL
+            AND t.{tenant_column} IS NOT NULL
+        ORDER BY t.{tenant_column}
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT (
+        SELECT t.{tenant_column}
+        FROM {relation} AS t
+        WHERE t.{status} IS NULL
+            AND t.{tenant_column} > hop.tenant
+        ORDER BY t.{tenant_column}
+        LIMIT 1
+    )
+    FROM hop
+    WHERE hop.tenant IS NOT NULL
+)
+SELECT tenant::text
+FROM hop
+WHERE tenant IS NOT NULL
+
+-- name: count_unseen
+-- For a dry run: never-seen rows above the threshold and their bytes. Reads every one of the tenant's payloads.
+SELECT
+    count(*),
+    coalesce(sum(octet_length(t.{payload}::text)), 0)::bigint
+FROM {relation} AS t
+WHERE t.{status} IS NULL
+    AND t.{payload} IS NOT NULL
+    AND {is_tenant}
+    AND (%(threshold_bytes)s = 0 OR octet_length(t.{payload}::text) > %(threshold_bytes)s)
