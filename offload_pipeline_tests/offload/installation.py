@@ -81,8 +81,8 @@ class Installation:
     def store(self) -> ObjectStore:
         return self.pipeline.store
 
-    def copy(self, tenant: str = "acme", batch_rows: int | None = None) -> CopyResult:
-        return self.pipeline.copy(self.partition(tenant), RUN, batch_rows=batch_rows)
+    def copy(self, tenant: str = "acme") -> CopyResult:
+        return self.pipeline.copy(self.partition(tenant), RUN)
 
     def verify(self, tenant: str = "acme", *, sample_rows: int | None = None, full: bool = False) -> VerificationResult:
         return self.pipeline.verify(self.partition(tenant), RUN, sample_rows=sample_rows, full=full)

@@ -1,7 +1,6 @@
 """The local store under a power cut, as far as one can see it: which fsync comes before and after which rename."""
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +20,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def events(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Events]:
+def events(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Events:
     """Every fsync and rename, in order, with the path that the descriptor stood for at that moment."""
     found: Events = []
     fsync, replace = os.fsync, Path.replace
@@ -41,7 +40,7 @@ def events(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(Path, "replace", recorded_replace)
     monkeypatch.setattr(durability, "_durable", set())
-    return iter([found]).__next__()
+    return found
 
 
 def files_in(folder: Path) -> list[str]:

@@ -1,0 +1,225 @@
+"""`offload drain`, `backfill` and `release`: what they move, what they say, and how they end."""
+
+import json
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from offload_pipeline.config import TableConfig
+from offload_pipeline_tests.cli.command import Command
+from offload_pipeline_tests.factories import (
+    insert_payloads,
+    large_payload,
+    make_table,
+    statuses,
+    stored_files,
+)
+
+PAYLOADS = [large_payload(1000, seed) for seed in range(5)]
+
+
+def test_drain_moves_every_partition_and_says_so_in_numbers(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    insert_payloads(connection, notices, PAYLOADS, tenant="acme")
+    insert_payloads(connection, notices, PAYLOADS[:2], tenant="bolt")
+    answer = offload("drain")
+    assert answer.code == 0
+    assert answer.stderr == ""
+    assert answer.lines[0].startswith("notices, tenant 'acme': copied 5 rows (")
+    assert answer.lines[1].endswith(
+        "2 rows checked, 2 read whole, 0 damaged, 0 unanswered; released 2 rows (2.0 kB)"
+    )
+    assert set(statuses(connection, notices).values()) == {"in_storage"}
+
+
+def test_drain_as_json_is_one_document_with_the_run_of_the_audit_log(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    insert_payloads(connection, notices, PAYLOADS)
+    document = offload("drain", "--json").document
+    assert document["sound"] is True
+    (partition,) = document["partitions"]
+    assert (partition["table"], partition["tenant"]) == ("notices", "acme")
+    assert partition["copied"]["rows_copied"] == partition["released"]["rows_released"] == 5
+    assert partition["verified"]["passed"] is True
+    runs = connection.execute("SELECT DISTINCT run_id FROM payload_offload_log").fetchall()
+    assert runs == [(document["run_id"],)]
+    assert document["run_id"].startswith("cli-")
+
+
+def test_drain_of_one_tenant_leaves_the_others(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    (key,) = insert_payloads(connection, notices, PAYLOADS[:1], tenant="acme")
+    insert_payloads(connection, notices, PAYLOADS[1:], tenant="bolt")
+    offload("drain", "--tenant", "acme")
+    assert [found for found, status in statuses(connection, notices).items() if status == "in_storage"] == [
+        key
+    ]
+
+
+def test_the_empty_text_is_a_tenant_like_any_other(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    insert_payloads(connection, notices, PAYLOADS[:1], tenant="")
+    insert_payloads(connection, notices, PAYLOADS[1:], tenant="acme")
+    document = offload("drain", "--tenant", "", "--json").document
+    assert [(one["tenant"], one["copied"]["rows_copied"]) for one in document["partitions"]] == [("", 1)]
+
+
+def test_a_tenant_without_rows_is_nothing_to_do(offload: Command, notices: TableConfig) -> None:
+    for command in (["drain"], ["verify"], ["release"], ["backfill", "--table", "notices"]):
+        answer = offload(*command, "--tenant", "nobody")
+        assert (answer.code, answer.lines) == (0, ["nothing to do"])
+
+
+def test_another_tenant_than_the_constant_one_never_gets_the_rows_of_a_table(
+    offload: Command, connection: psycopg.Connection, store_folder: Path
+) -> None:
+    table = make_table(connection, tenant_column=None, threshold_bytes=0)
+    offload.configure(table)
+    offload("install")
+    insert_payloads(connection, table, PAYLOADS)
+    assert offload("drain", "--tenant", "bolt").lines == ["nothing to do"]
+    assert stored_files(store_folder) == []
+
+
+def test_a_row_that_fails_is_exit_code_1_and_does_not_stop_the_others(
+    offload: Command, connection: psycopg.Connection
+) -> None:
+    table = make_table(connection, threshold_bytes=0, max_object_bytes=5000)
+    offload.configure(table)
+    offload("install")
+    insert_payloads(connection, table, [*PAYLOADS, large_payload(9000)])
+    answer = offload("drain", "--json")
+    assert answer.code == 1
+    assert answer.document["sound"] is False
+    copied = answer.document["partitions"][0]["copied"]
+    assert (copied["rows_copied"], copied["rows_failed"]) == (5, 1)
+
+
+def test_a_store_that_cannot_be_used_is_one_line_before_anything_is_copied(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig, store_folder: Path
+) -> None:
+    insert_payloads(connection, notices, PAYLOADS)
+    (store_folder / ".offload").write_text("where the probe would go")
+    answer = offload("drain")
+    assert answer.code in (1, 2)
+    assert offload.store_url in answer.complaint or "store" in answer.complaint
+    assert set(statuses(connection, notices).values()) == {"pending_move"}
+
+
+def test_backfill_takes_the_batch_size_it_is_given(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    insert_payloads(connection, notices, PAYLOADS)
+    assert offload("backfill", "--table", "notices", "--tenant", "acme", "--batch-size", "2").code == 0
+    batches = connection.execute(
+        "SELECT rows FROM payload_offload_log WHERE action = 'copy' ORDER BY rows"
+    ).fetchall()
+    assert [rows for (rows,) in batches] == [1, 2, 2]
+
+
+def test_a_dry_backfill_counts_and_writes_nothing(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig, store_folder: Path
+) -> None:
+    insert_payloads(connection, notices, PAYLOADS)
+    arguments = ("backfill", "--table", "notices", "--tenant", "acme", "--dry-run")
+    pending_bytes = sum(len(payload) for payload in PAYLOADS)
+    assert offload(*arguments, "--json").document == {
+        "dry_run": True,
+        "table": "notices",
+        "tenant": "acme",
+        "pending_rows": 5,
+        "pending_bytes": pending_bytes,
+    }
+    assert offload(*arguments).lines == ["notices, tenant 'acme': would copy 5 rows (5.0 kB)"]
+    assert set(statuses(connection, notices).values()) == {"pending_move"}
+    assert not any(store_folder.iterdir())
+    assert connection.execute("SELECT count(*) FROM payload_offload_log").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("after_copy", "wish", "status"), [("clear", "false", "copied"), ("keep", "true", "in_storage")]
+)
+def test_null_after_upload_overrides_the_table(
+    offload: Command, connection: psycopg.Connection, after_copy: str, wish: str, status: str
+) -> None:
+    table = make_table(connection, threshold_bytes=0, after_copy=after_copy)
+    offload.configure(table)
+    offload("install")
+    insert_payloads(connection, table, PAYLOADS)
+    answer = offload(
+        "backfill", "--table", "notices", "--tenant", "acme", "--null-after-upload", wish, "--no-resume"
+    )
+    assert answer.code == 0
+    assert set(statuses(connection, table).values()) == {status}
+
+
+def test_a_payload_that_may_not_be_null_is_not_cleared(
+    offload: Command, connection: psycopg.Connection
+) -> None:
+    table = make_table(connection, threshold_bytes=0, after_copy="reference")
+    connection.execute("ALTER TABLE notices ALTER raw_payload SET NOT NULL")
+    offload.configure(table)
+    offload("install")
+    insert_payloads(connection, table, PAYLOADS)
+    for extra in ([], ["--dry-run"]):
+        arguments = [
+            "backfill",
+            "--table",
+            "notices",
+            "--tenant",
+            "acme",
+            "--null-after-upload",
+            "true",
+            *extra,
+        ]
+        answer = offload(*arguments)
+        assert answer.code == 2
+        assert "raw_payload is NOT NULL and cannot be cleared" in answer.complaint
+    assert set(statuses(connection, table).values()) == {"pending_move"}
+
+
+def test_release_frees_what_was_verified_and_nothing_else(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    insert_payloads(connection, notices, PAYLOADS)
+    offload("backfill", "--table", "notices", "--tenant", "acme", "--null-after-upload", "false")
+    later = insert_payloads(connection, notices, [large_payload(1000, 99)])
+    document = offload("release", "--table", "notices", "--json").document
+    assert document["partitions"][0]["rows_released"] == 5
+    assert [key for key, status in statuses(connection, notices).items() if status != "in_storage"] == later
+
+
+def test_all_tables_are_drained_where_none_is_named(offload: Command, connection: psycopg.Connection) -> None:
+    tables = [
+        make_table(connection, threshold_bytes=0),
+        make_table(connection, name="mails", relation="mails"),
+    ]
+    offload.configure(*tables)
+    offload("install")
+    for table in tables:
+        insert_payloads(connection, table, [large_payload(200_000)])
+    document = offload("drain", "--json").document
+    assert [partition["table"] for partition in document["partitions"]] == ["notices", "mails"]
+    only = offload("drain", "--table", "mails", "--json").document
+    assert [partition["table"] for partition in only["partitions"]] == ["mails"]
+
+
+def test_tenants_with_any_characters_come_through_as_they_are(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    tenants = sorted(["[bold]x", "a|b/..", "ünï\n", "--json"])
+    for tenant in tenants:
+        insert_payloads(connection, notices, PAYLOADS[:1], tenant=tenant)
+    answer = offload("drain")
+    assert answer.code == 0
+    assert [line.partition(": copied")[0] for line in answer.lines] == [
+        f"notices, tenant {one!r}" for one in tenants
+    ]
+    document = offload("verify", "--json").document
+    assert sorted(partition["tenant"] for partition in document["partitions"]) == tenants
+    assert json.dumps(document)

@@ -1,0 +1,70 @@
+"""Numbers for readers, and the progress bar: on a terminal's stderr, after a moment, and never on stdout."""
+
+import os
+import pty
+from collections.abc import Iterator
+from typing import TextIO
+
+import pytest
+
+from offload_pipeline.cli import progress
+from offload_pipeline.cli.output import Output, format_age, format_bytes, format_rows
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
+    """A pseudo-terminal as stderr; what it was sent is read from here."""
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with os.fdopen(theirs, "w") as stderr, os.fdopen(ours, "r", errors="replace") as screen:
+        monkeypatch.setattr("sys.stderr", stderr)
+        yield screen
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (18_000_000, "18.0 MB"), (5 * 10**15, "5000.0 TB")],
+)
+def test_bytes_are_written_in_powers_of_a_thousand(count: int, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+def test_rows_and_ages_are_written_for_readers() -> None:
+    assert [format_rows(1), format_rows(12_000)] == ["1 row", "12,000 rows"]
+    ages = [format_age(seconds) for seconds in (45, 720, 18_000, 260_000)]
+    assert ages == ["45 s", "12 min", "5 h", "3 d"]
+
+
+def test_long_work_shows_its_progress_on_stderr_only(
+    terminal: TextIO, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(progress, "SHOWN_AFTER_SECONDS", 0)
+    seen = ""
+    with Output(as_json=True).progress("notices, tenant '[bold]x'", 200) as advance:
+        while "100 rows" not in seen:
+            seen += os.read(terminal.fileno(), 4096).decode(errors="replace")
+            if "notices" in seen and "100" not in seen:
+                advance(100, 5_000_000)
+    assert "notices, tenant '[bold]x'" in seen
+    assert "rows/s" in seen
+    assert "MB/s" in seen
+    assert capsysbinary.readouterr().out == b""
+
+
+def test_short_work_shows_none(terminal: TextIO) -> None:
+    with Output(as_json=False).progress("notices", 200) as advance:
+        advance(200, 1000)
+    os.set_blocking(terminal.fileno(), False)
+    with pytest.raises(BlockingIOError):
+        os.read(terminal.fileno(), 1)
+
+
+def test_without_a_terminal_there_is_no_progress_at_all(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(progress, "SHOWN_AFTER_SECONDS", 0)
+    with Output(as_json=False).progress("notices", 200) as advance:
+        advance(200, 1000)
+    said = capsysbinary.readouterr()
+    assert (said.out, said.err) == (b"", b"")
