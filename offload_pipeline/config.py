@@ -225,7 +225,9 @@ class TableConfig(_Section):
     def _columns_do_not_overlap(self) -> Self:
         application = {*self.primary_key, self.payload, self.tenant.column, self.created_at}
         if taken := application & set(self.columns.model_dump().values()):
-            raise ValueError(f"columns uses the application's own column {sorted(map(str, taken))[0]!r}; choose another name")
+            raise ValueError(
+                f"columns uses the application's own column {sorted(map(str, taken))[0]!r}; choose another name"
+            )
         return self
 
 

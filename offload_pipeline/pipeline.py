@@ -58,7 +58,10 @@ class Pipeline:
 
     def tables(self, connection: Connection, name: str | None = None) -> list[Table]:
         """The named table, or all."""
-        return [self.table(connection, wanted) for wanted in ([name] if name is not None else [t.name for t in self.config.tables])]
+        return [
+            self.table(connection, wanted)
+            for wanted in ([name] if name is not None else [t.name for t in self.config.tables])
+        ]
 
     def pending(self, connection: Connection, table: Table) -> list[PendingTenant]:
         """The table's queue, oldest first."""
@@ -127,9 +130,7 @@ class Pipeline:
         resume: bool = True, progress: Progress = no_progress,
     ) -> DrainResult:  # fmt: skip
         """Copy, verify, release, in this order; nothing new is freed unless verification passes."""
-        copied = self.copy(
-            partition, run_id, batch_rows=batch_rows, unseen=unseen, resume=resume, progress=progress
-        )
+        copied = self.copy(partition, run_id, batch_rows=batch_rows, unseen=unseen, resume=resume, progress=progress)
         verified = self.verify(partition, run_id)
         released = self.release(partition, run_id) if verified.passed else ReleaseResult()
         return DrainResult(copied, verified, released)

@@ -80,7 +80,7 @@ def database_url(postgres_server: PostgresServer, template_database: str) -> Ite
 
 @pytest.fixture
 def embedded_dir() -> Iterator[Path]:
-    """For the embedded PostgreSQL, instead of `tmp_path`: run by root, pytest closes that to PostgreSQL's account."""
+    """Instead of `tmp_path`, which pytest closes to other accounts, and so to the PostgreSQL that root starts."""
     with tempfile.TemporaryDirectory(prefix="embedded-") as directory:
         yield Path(directory)
         for lock in Path(directory).rglob("users.lock"):

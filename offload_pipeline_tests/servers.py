@@ -156,9 +156,7 @@ class PostgresServer:
     def close(self) -> None:
         """Stops the server if it runs, and removes its files."""
         self._watcher.communicate(timeout=COMMAND_SECONDS)
-        shutil.rmtree(
-            self.directory, ignore_errors=True
-        )  # the watcher's account may not, in a TMPDIR of root's
+        shutil.rmtree(self.directory, ignore_errors=True)  # the watcher's account may not, in a TMPDIR of root's
 
     def create_database(self, name: str, template: str = "template1") -> None:
         """About 20 ms; the template must have no connections."""

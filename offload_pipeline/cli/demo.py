@@ -47,7 +47,9 @@ def demo(store: StoreOption = "local", payloads: PayloadsOption = None, as_json:
 def up(
     store: StoreOption = "local",
     payloads: PayloadsOption = None,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the Dagster UI; 0 takes a free one.")] = DEFAULT_PORT,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Of the Dagster UI; 0 takes a free one.")
+    ] = DEFAULT_PORT,
     as_json: JsonOption = False,
 ) -> int:
     """Open the Dagster UI on the demo, its sensor on, while a generator goes on inserting. Ctrl-C ends it."""
@@ -152,7 +154,13 @@ def _show_weights(output: Output, before: list["Weight"], after: list["Weight"])
     from rich.table import Table
 
     columns = ("table", "rows", "moved", "payload in rows", "now", "relation", "now")
-    shown = Table(*columns, box=None, pad_edge=False, title="What the database weighed before, and weighs now", title_justify="left")
+    shown = Table(
+        *columns,
+        box=None,
+        pad_edge=False,
+        title="What the database weighed before, and weighs now",
+        title_justify="left",
+    )
     for column in shown.columns[1:]:
         column.justify = "right"
     for one, other in zip(before, after, strict=True):
@@ -173,7 +181,8 @@ def _read_one_back(output: Output, pipeline: "Pipeline") -> dict[str, Any] | Non
             if key := largest_stored_key(connection, table):
                 found = get_payload(connection, pipeline.store, table, table.parse_key(key))
                 size = format_bytes(len(found.payload or b""))
-                output.line(f"read back: offload get {table.name} {key} gives {size} from the {found.source}, SHA-256 {found.sha256}")
+                output.line(f"read back: offload get {table.name} {key}")
+                output.line(f"           {size} from the {found.source}, SHA-256 {found.sha256}")
                 return {"table": table.name, "primary_key": key, "sha256": found.sha256}
     output.line("nothing was large enough to move")
     return None

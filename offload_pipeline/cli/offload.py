@@ -86,9 +86,7 @@ def release(table: TableOption = None, tenant: TenantOption = None, as_json: Jso
 
     def work(partition: "Partition", progress: "Progress") -> Outcome:
         result = session.pipeline.release(partition, session.run_id, progress=progress)
-        return Outcome(
-            is_sound=not result.rows_failed, line=released_line(result), document=released_document(result)
-        )
+        return Outcome(is_sound=not result.rows_failed, line=released_line(result), document=released_document(result))
 
     return work_through(session, session.partitions(table, tenant), work)
 
@@ -105,9 +103,7 @@ def with_ending(partition: "Partition", *, clears: bool) -> "Partition":
     return dataclasses.replace(partition, table=dataclasses.replace(table, config=config))
 
 
-def _offload(
-    session: Session, partitions: Sequence["Partition"], *, batch_rows: int | None, resumes: bool
-) -> int:
+def _offload(session: Session, partitions: Sequence["Partition"], *, batch_rows: int | None, resumes: bool) -> int:
     """What a backfill does: the rows older than the trigger, then the pending queue."""
     return _drain(session, partitions, batch_rows=batch_rows, unseen=True, resume=resumes)
 

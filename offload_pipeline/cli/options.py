@@ -12,6 +12,4 @@ TenantOption = Annotated[
     str | None,
     typer.Option("--tenant", metavar="TENANT", show_default=False, help="One tenant; else all."),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]

@@ -91,9 +91,7 @@ def _show(output: Output, document: dict[str, Any]) -> None:
         output.line("nothing pending, nothing done yet")
     for table in document["tables"]:
         if not table["installed"]:
-            output.line(
-                f"{table['table']}: not installed; run: offload install --table {table['table']}", "yellow"
-            )
+            output.line(f"{table['table']}: not installed; run: offload install --table {table['table']}", "yellow")
         if table["without_tenant"]:
             output.line(_without_tenant(table), "yellow")
     for failure in document["open_failures"]:

@@ -42,9 +42,7 @@ def verify(
     session = open_session(as_json=as_json)
 
     def work(partition: "Partition", progress: "Progress") -> Outcome:
-        result = session.pipeline.verify(
-            partition, session.run_id, sample_rows=sample, full=full, progress=progress
-        )
+        result = session.pipeline.verify(partition, session.run_id, sample_rows=sample, full=full, progress=progress)
         return Outcome(
             is_sound=result.passed,
             line=verified_line(result),

@@ -62,10 +62,14 @@ class Database:
                 keepalives_idle=30,
             )
         except psycopg.ProgrammingError:
-            raise UserError("database.url is not a PostgreSQL URL; write postgresql://user@host:5432/database") from None
+            raise UserError(
+                "database.url is not a PostgreSQL URL; write postgresql://user@host:5432/database"
+            ) from None
         except psycopg.OperationalError as error:
             reason = (str(error).strip().splitlines() or ["no answer"])[-1].removeprefix("connection failed: ")
-            raise UserError(f"cannot connect to {self.where()}: {reason}; check database.url and that the server runs") from None
+            raise UserError(
+                f"cannot connect to {self.where()}: {reason}; check database.url and that the server runs"
+            ) from None
         # Whatever the database's default: a claim must be followed by a younger snapshot, and xmin is the guard.
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         return connection
@@ -80,7 +84,7 @@ def open_database(config: DatabaseConfig, home: Path) -> Database:
     """The configured database; without a URL the embedded one in `home`, which this starts."""
     if config.url:
         return Database(config.url, config.schema_name)
-    from offload_pipeline.database.embedded import embedded_url  # noqa: PLC0415 - only where no database is configured
+    from offload_pipeline.database.embedded import embedded_url
 
     return Database(embedded_url(home / "postgres"), config.schema_name)
 

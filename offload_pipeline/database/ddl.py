@@ -15,7 +15,7 @@ LAST_LOCK_TIMEOUT_MS = 1000
 PAUSE_SECONDS = (0.1, 0.5)
 
 
-def run_under_short_locks(connection: Connection, statements: Sequence[sql.Composable]) -> None:
+def run_under_short_locks(connection: Connection, statements: Sequence[sql.Composed]) -> None:
     """Runs all statements in one transaction, giving way to the application at each lock it cannot get at once.
 
     Raises TransientError after 20 attempts, UserError for a missing privilege; nothing is half done in either case.
@@ -28,15 +28,16 @@ def run_under_short_locks(connection: Connection, statements: Sequence[sql.Compo
                 connection.execute("SET LOCAL TimeZone = 'UTC'")
                 for statement in statements:
                     connection.execute(statement)
-            return
         except (errors.LockNotAvailable, errors.DeadlockDetected):
             time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - jitter, not a secret
         except errors.InsufficientPrivilege as error:
             raise UserError(f"{error.diag.message_primary}; run install as the owner of the table") from None
+        else:
+            return
     raise TransientError(f"the table stayed locked through {ATTEMPTS} attempts; end the long transaction, then repeat")
 
 
-def run_concurrently(connection: Connection, statement: sql.Composable) -> None:
+def run_concurrently(connection: Connection, statement: sql.Composed) -> None:
     """Runs one CONCURRENTLY statement, which waits for old transactions but blocks nobody, without time limits.
 
     Raises TransientError after a deadlock, UserError for a missing privilege; an invalid index may be left, which

@@ -8,6 +8,7 @@ import atexit
 import fcntl
 import logging
 import os
+import pwd
 import re
 import shutil
 import stat
@@ -40,9 +41,7 @@ PORT = 5432  # only names the socket's file, nothing listens on TCP; given, beca
 START_SECONDS = 60  # the wheel's own 10 s are too few for crash recovery
 STOP = ("-D", ".", "-m", "fast", "-w", "-t", "60", "stop")
 LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-SOCKET_DIR_MAX_BYTES = (
-    88  # a socket's address has 104 bytes on macOS, 108 on Linux; "/.s.PGSQL.5432" takes 15
-)
+SOCKET_DIR_MAX_BYTES = 88  # a socket's address has 104 bytes on macOS, 108 on Linux; "/.s.PGSQL.5432" takes 15
 LAST_WORDS_LINES = 4  # an error is followed by DETAIL, HINT, and what is done about it
 POSTGRES_ACCOUNT = "pgserver"  # for root, as whom PostgreSQL refuses to run
 
@@ -113,7 +112,8 @@ def give_to_postgres_account(directory: Path) -> None:
     if os.geteuid() != 0:
         return
     ensure_user_exists(POSTGRES_ACCOUNT)
-    shutil.chown(directory, POSTGRES_ACCOUNT, POSTGRES_ACCOUNT)
+    account = pwd.getpwnam(POSTGRES_ACCOUNT)
+    os.chown(directory, account.pw_uid, account.pw_gid)
     for parent in {*directory.parents, BIN_DIR, *BIN_DIR.parents}:
         mode = parent.stat().st_mode
         if not mode & stat.S_IXOTH:
@@ -154,7 +154,7 @@ def _is_running(pgdata: Path) -> bool:
     pid_file = pgdata / "postmaster.pid"
     if not pid_file.exists():
         return False
-    pid = int(pid_file.read_text().split()[0])
+    pid = int((pid_file.read_text().split() or [os.getpid()])[0])  # empty, if killed while it was written
     with suppress(psutil.Error):
         if Path(psutil.Process(pid).cwd()) == pgdata:
             return True
@@ -204,18 +204,18 @@ def _run(pgdata: Path, command: str, *arguments: str) -> None:
 
 
 def _create_database(pgdata: Path, database: str) -> None:
-    with _connect_when_ready(_url(pgdata, "postgres")) as connection:
+    with _connect_when_ready(pgdata) as connection:
         if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [database]).rowcount:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
 
 
-def _connect_when_ready(url: str) -> psycopg.Connection:
-    """A server whose starter was killed may still be starting."""
+def _connect_when_ready(pgdata: Path) -> psycopg.Connection:
+    """A server whose starter was killed may still be starting, its pid file not yet complete."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            return psycopg.connect(url, autocommit=True)
-        except psycopg.OperationalError:
+            return psycopg.connect(_url(pgdata, "postgres"), autocommit=True)
+        except (psycopg.OperationalError, IndexError):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
@@ -232,16 +232,13 @@ def _mistakes_explained(data_dir: Path) -> Iterator[None]:
     try:
         yield
     except subprocess.CalledProcessError as error:
-        log_text = server_log.read_text(errors="replace") if server_log.exists() else error.output
-        last_lines = (log_text or str(error)).strip().splitlines()[-LAST_WORDS_LINES:]
-        said = next(
-            (line for line in last_lines if re.search("FATAL|could not|signal", line)), last_lines[-1]
-        )
-        raise UserError(
-            f"The embedded PostgreSQL in {data_dir} did not start: {said} (see {server_log})"
-        ) from error
+        log_text = server_log.read_text(errors="replace") if server_log.exists() else ""
+        last_lines = (log_text or error.output or str(error)).strip().splitlines()[-LAST_WORDS_LINES:]
+        said = next((line for line in last_lines if re.search("FATAL|could not|signal", line)), last_lines[-1])
+        where = f" (more in {server_log})" if log_text else ""
+        raise UserError(f"The embedded PostgreSQL in {data_dir} did not start: {said}{where}") from error
     except (OSError, psycopg.OperationalError) as error:
         raise UserError(
             f"The embedded PostgreSQL cannot use {data_dir}: {str(error).splitlines()[0]}; "
-            "make it writable, or choose another directory"
+            "see that it is writable, or choose another directory"
         ) from error

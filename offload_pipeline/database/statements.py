@@ -31,7 +31,7 @@ def _without_comments(text: str) -> str:
 
 def statement(file: str, name: str, names: dict[str, sql.Composable] | None = None) -> sql.Composed:
     """The statement `name` of `sql/<file>.sql` with `{placeholders}` replaced by `names`."""
-    text = sql.SQL(_statements(f"{file}.sql")[name])  # type: ignore[arg-type]
+    text = sql.SQL(_statements(f"{file}.sql")[name])
     composed = text.format(**(names or {}))
     return _with_percent_doubled(composed) if _takes_values(composed) else composed
 

@@ -93,13 +93,13 @@ class Table:
 
     def _each_key(self, template: str, separator: str) -> sql.Composed:
         pieces = [
-            sql.SQL(template).format(  # type: ignore[arg-type]
-                column=sql.Identifier(column.name), type=sql.SQL(column.type), k=sql.Identifier(name),  # type: ignore[arg-type]
+            sql.SQL(template).format(
+                column=sql.Identifier(column.name), type=sql.SQL(column.type), k=sql.Identifier(name),
                 bound=sql.Placeholder(name), after=sql.Placeholder(f"after_{name}"),
             )
             for column, name in zip(self.key_columns, self._key_names, strict=True)
         ]  # fmt: skip
-        return sql.SQL(separator).join(pieces)  # type: ignore[arg-type]
+        return sql.SQL(separator).join(pieces)
 
     def _key_text_expression(self) -> sql.Composed:
         if len(self.key_columns) == 1:
@@ -143,7 +143,7 @@ class Table:
         if column is None:
             return sql.SQL("TRUE")
         return sql.SQL("{} = {}::{}").format(
-            sql.Identifier(alias, column), sql.Placeholder("tenant"), sql.SQL(self.columns[column].type)  # type: ignore[arg-type]
+            sql.Identifier(alias, column), sql.Placeholder("tenant"), sql.SQL(self.columns[column].type)
         )
 
     @cached_property
@@ -155,7 +155,7 @@ class Table:
             **bookkeeping_names(self.schema),
             "relation": sql.Identifier(*self.config.schema_and_name),
             "payload": sql.Identifier(self.config.payload),
-            "payload_type": sql.SQL(self.payload_type),  # type: ignore[arg-type]
+            "payload_type": sql.SQL(self.payload_type),
             "status": sql.Identifier(pointer.status),
             "size": sql.Identifier(pointer.size),
             "object_key": sql.Identifier(pointer.object_key),

@@ -1,4 +1,4 @@
-"""`GzippedPayloadIOManager`: takes the lazy stream of claimed batches, stores and records each; gives lazy readers back."""
+"""`GzippedPayloadIOManager`: stores and records the claimed batches of a lazy stream; gives lazy readers back."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ class GzippedPayloadIOManager(ConfigurableIOManager):
     resource: ResourceDependency[PipelineResource]
 
     def handle_output(self, context: OutputContext, obj: Sequence[Batches]) -> None:
-        """Drains the streams. Rows that fail are recorded and do not fail the run; a store that fails as a whole does."""
+        """Drains the streams. A row that fails is recorded and does not fail the run; a store that fails does."""
         pipeline = self.resource.pipeline
         options = CopyOptions.of(pipeline.config.offload)
         results: list[CopyResult] = []
@@ -26,7 +26,7 @@ class GzippedPayloadIOManager(ConfigurableIOManager):
             if obj:
                 pipeline.store.check()
             for batches in obj:
-                results.append(copy_batches(batches, pipeline.store, options, context.run_id))  # noqa: PERF401 - a stop shows what was done
+                results.append(copy_batches(batches, pipeline.store, options, context.run_id))
                 if results[-1].stopped_by:
                     break
         context.add_output_metadata(copy_metadata(results))
@@ -36,7 +36,7 @@ class GzippedPayloadIOManager(ConfigurableIOManager):
                 raise Failure(description=f"stopped: {result.stopped_by}", allow_retries=may_pass)
 
     def load_input(self, context: InputContext) -> list[StoredPayloads]:
-        """One lazy, hash-checked reader per tenant of the partition."""
+        """One lazy, hash-checked reader per tenant of each partition that the asset downstream asks for."""
         pipeline = self.resource.pipeline
-        partitions = self.resource.partitions(context.partition_key)
+        partitions = [found for key in context.asset_partition_keys for found in self.resource.partitions(key)]
         return [StoredPayloads(pipeline.database, pipeline.store, partition) for partition in partitions]

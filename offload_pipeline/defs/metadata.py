@@ -71,8 +71,8 @@ def release_metadata(results: Sequence[ReleaseResult]) -> Metadata:
 
 def size_histogram(sizes: Sequence[int]) -> MetadataValue:
     """A PNG of a few kB: payload sizes on a logarithmic axis."""
-    import numpy as np  # noqa: PLC0415 - heavy, and only needed where something was copied
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    import numpy as np
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4, 1.8), dpi=80, layout="constrained")
     axes = figure.add_subplot()

@@ -1,6 +1,11 @@
-"""Partitions: table (static, from offload.yaml) × tenant (dynamic, discovered by the sensor). Keys read `table|tenant`."""
+"""Partitions: table (static, from offload.yaml) × tenant (dynamic, found by the sensor); keys read `table|tenant`."""
 
-from dagster import DynamicPartitionsDefinition, MultiPartitionKey, MultiPartitionsDefinition, StaticPartitionsDefinition
+from dagster import (
+    DynamicPartitionsDefinition,
+    MultiPartitionKey,
+    MultiPartitionsDefinition,
+    StaticPartitionsDefinition,
+)
 
 from offload_pipeline.config import Config
 

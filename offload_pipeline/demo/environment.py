@@ -11,6 +11,8 @@ from offload_pipeline.database.embedded import embedded_url
 from offload_pipeline.storage.seaweedfs import SeaweedFS
 
 DAGSTER_DATABASE = "dagster"
+# Read by defs.storage, which brings Dagster; `offload --help` must not.
+DAGSTER_DATABASE_VARIABLE = "OFFLOAD_DAGSTER_DATABASE_URL"
 
 
 def demo_environment(home: Path, s3: SeaweedFS | None) -> dict[str, str]:
@@ -21,7 +23,7 @@ def demo_environment(home: Path, s3: SeaweedFS | None) -> dict[str, str]:
         HOME_VARIABLE: str(home),
         DATABASE_VARIABLES[0]: embedded_url(home / "postgres"),
         "DAGSTER_HOME": str(_dagster_home(home)),
-        "OFFLOAD_DAGSTER_DATABASE_URL": embedded_url(home / "postgres", DAGSTER_DATABASE),
+        DAGSTER_DATABASE_VARIABLE: embedded_url(home / "postgres", DAGSTER_DATABASE),
         "OFFLOAD_DEMO_STORE": "",
         "OFFLOAD_DEMO_ENDPOINT": "",
     }

@@ -32,7 +32,9 @@ def pending_partitions(pipeline: Pipeline, instance: DagsterInstance) -> list[Pe
     return list(look.pending)
 
 
-def run_partitions(pipeline: Pipeline, instance: DagsterInstance, pending: list[PendingPartition]) -> Iterator[PartitionRun]:
+def run_partitions(
+    pipeline: Pipeline, instance: DagsterInstance, pending: list[PendingPartition]
+) -> Iterator[PartitionRun]:
     """Runs the job on one partition after another, in this process."""
     job = build_definitions(pipeline.config).resolve_job_def(OFFLOAD_JOB)
     for one in pending:

@@ -73,9 +73,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 # It only checks and measures: no number that it has read is ever printed again.
-_DECODER = json.JSONDecoder(
-    parse_int=_leave_unread, parse_float=_leave_unread, parse_constant=_refuse_constant
-)
+_DECODER = json.JSONDecoder(parse_int=_leave_unread, parse_float=_leave_unread, parse_constant=_refuse_constant)
 
 
 def _read_lines(path: Path, now: datetime) -> Iterator[Document]:
@@ -87,9 +85,7 @@ def _read_lines(path: Path, now: datetime) -> Iterator[Document]:
                     yield _document(path, number, line, _created_at(index, now))
                     index += 1
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}). Give a whole .jsonl or .jsonl.gz file."
-        ) from error
+        raise UserError(f"{path}: cannot be read ({error}). Give a whole .jsonl or .jsonl.gz file.") from error
 
 
 def _document(path: Path, number: int, line: bytes, created_at: datetime) -> Document:
@@ -253,8 +249,7 @@ _MAKERS: dict[str, Callable[[Random, int], str]] = {
     "cpv": _one_of('"45233140-2"', '"72000000-5"', '"33100000-1"', '"90500000-2"', '"45214200-2"'),
     "paths": _up_to('"src/{slug 3}.py"'),
     "attachments": _up_to(
-        '{"filename": "{slug 1}-{int 4}.pdf", "content_type": "application/pdf", "size": {int 7}, '
-        '"sha256": "{hex 64}"}'
+        '{"filename": "{slug 1}-{int 4}.pdf", "content_type": "application/pdf", "size": {int 7}, "sha256": "{hex 64}"}'
     ),
 }
 

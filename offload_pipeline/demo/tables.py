@@ -94,7 +94,9 @@ def fill(pipeline: Pipeline, table: str, documents: Iterable[Document]) -> int:
                     copy.write_row(row_of(count, tenant, document))
             cursor.execute("ANALYZE")
     except psycopg.DataError as error:
-        raise UserError(f"PostgreSQL refuses a document: {error.diag.message_primary}; remove it from the file") from None
+        raise UserError(
+            f"PostgreSQL refuses a document: {error.diag.message_primary}; remove it from the file"
+        ) from None
     return count
 
 

@@ -30,10 +30,22 @@ def dagster_ui(variables: Mapping[str, str], port: int, log_file: Path) -> Itera
     address = f"http://{HOST}:{port}"
     if _answers(address):
         raise UserError(f"port {port} is in use; choose another: offload up --port 3001")
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "offload_pipeline.definitions", "-h", HOST, "-p", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "dagster",
+        "dev",
+        "-m",
+        "offload_pipeline.definitions",
+        "-h",
+        HOST,
+        "-p",
+        str(port),
+    ]
     with log_file.open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 - this interpreter, fixed arguments
-            command, env={**os.environ, **variables}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command, env={**os.environ, **variables}, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:
         _wait_until_it_answers(process, address, log_file)

@@ -28,7 +28,7 @@ class Step:
     """Statements that run together: in one transaction under short locks, or one alone and CONCURRENTLY."""
 
     title: str
-    statements: tuple[sql.Composable, ...]
+    statements: tuple[sql.Composed, ...]
     concurrently: bool = False
 
     def as_script(self, connection: Connection) -> str:
@@ -53,7 +53,9 @@ def plan_bookkeeping(connection: Connection, schema: str) -> Iterator[Step]:
         "refuse_change": sql.Identifier(schema, "payload_offload_refuse_change"),
         "calculate_payload_size": sql.Identifier(schema, "calculate_payload_size"),
     }
-    wanted = _fingerprint([statement("install/bookkeeping", "tables", names | {"fingerprint": sql.SQL("")})], connection)
+    wanted = _fingerprint(
+        [statement("install/bookkeeping", "tables", names | {"fingerprint": sql.SQL("")})], connection
+    )
     found = connection.execute(
         statement("install/bookkeeping", "fingerprint"), {"state": names["state"].as_string(connection)}
     ).fetchone()
@@ -89,7 +91,8 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
         "is_small": sql.SQL("NEW.{payload} IS NULL").format(payload=sql.Identifier(config.payload))
         if config.threshold_bytes == 0
         else sql.SQL(
-            "NEW.{payload} IS NULL OR (pg_column_size(NEW.{payload}) <= {limit} AND pg_column_compression(NEW.{payload}) IS NULL)"
+            "NEW.{payload} IS NULL "
+            "OR (pg_column_size(NEW.{payload}) <= {limit} AND pg_column_compression(NEW.{payload}) IS NULL)"
         ).format(payload=sql.Identifier(config.payload), limit=sql.Literal(config.threshold_bytes // factor)),
         "place": sql.SQL(", ").join(map(sql.Identifier, place)),
         "is_moved": sql.SQL("({}) IS DISTINCT FROM ({})").format(
@@ -97,20 +100,20 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
         ),
         "function": sql.Identifier(table.schema, _bounded(_folded(table), "_payload_offload")),
         "store_url": sql.Literal(store_url.rstrip("/") + "/"),
-        "arguments": sql.SQL(", ").join(sql.SQL(column.type) for column in table.key_columns),  # type: ignore[arg-type]
+        "arguments": sql.SQL(", ").join(sql.SQL(column.type) for column in table.key_columns),
         "argument_match": sql.SQL(" AND ").join(
-            sql.SQL("t.{} = {}").format(sql.Identifier(column.name), sql.SQL(f"${index}"))  # type: ignore[arg-type]
+            sql.SQL("t.{} = {}").format(sql.Identifier(column.name), sql.SQL(f"${index}"))
             for index, column in enumerate(table.key_columns, 1)
         ),
     }
     return names | {"reference": statement("install/table", "reference", names)}
 
 
-def _columns(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composable]:
+def _columns(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composed]:
     pointer = table.config.columns.model_dump()
     missing = [(column, POINTER_DDL[field]) for field, column in pointer.items() if column not in table.columns]
     if missing:
-        added = [sql.SQL("ADD COLUMN {} " + type_).format(sql.Identifier(name)) for name, type_ in missing]  # type: ignore[arg-type]
+        added = [sql.SQL("ADD COLUMN {} " + type_).format(sql.Identifier(name)) for name, type_ in missing]
         yield statement("install/table", "add_columns", names | {"columns": sql.SQL(", ").join(added)})
     default = connection.execute(
         statement("install/catalog", "column_default"), _of(table, connection, pointer["status"])
@@ -119,22 +122,25 @@ def _columns(connection: Connection, table: Table, names: dict[str, sql.Composab
         yield statement("install/table", "set_default", names)
 
 
-def _triggers(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composable]:
+def _triggers(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composed]:
     function = statement("install/table", "trigger_function", names)
-    stale: list[sql.Composable] = []
+    stale: list[sql.Composed] = []
     for name, kind in zip(TRIGGER_NAMES, ("insert_trigger", "update_trigger", "move_trigger"), strict=True):
         trigger = names | {"trigger": sql.Identifier(name)}
         create = statement("install/table", kind, trigger)
         wanted = _fingerprint([function, create], connection)
         found = connection.execute(statement("install/catalog", "description"), _of(table, connection, name)).fetchone()
         if found is None or found[0] != wanted:
-            stale += [create, statement("install/table", "comment_on_trigger", trigger | {"fingerprint": sql.Literal(wanted)})]
+            stale += [
+                create,
+                statement("install/table", "comment_on_trigger", trigger | {"fingerprint": sql.Literal(wanted)}),
+            ]
     if stale:
         yield from (function, *stale)
 
 
-def _functions(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> list[sql.Composable]:
-    statements: list[sql.Composable] = []
+def _functions(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> list[sql.Composed]:
+    statements: list[sql.Composed] = []
     for title in filter(None, (_folded(table), FUNCTION_ALIASES.get(_folded(table)))):
         name = _bounded(f"get_{title}", "_payload")
         function = names | {"get_payload": sql.Identifier(table.schema, name)}
@@ -154,7 +160,7 @@ def _indexes(connection: Connection, table: Table, names: dict[str, sql.Composab
     config = table.config
     tenant = [config.tenant.column] if config.tenant.column else []
     keys, stored_at = list(config.primary_key), config.columns.stored_at
-    wanted = [
+    wanted: list[tuple[str, str | None, list[str], list[str | None]]] = [
         ("unseen", None, [*tenant, *keys], []),
         ("pending", "pending_move", [*tenant, *keys], [config.created_at, config.columns.size]),
         ("copied", "copied", [*tenant, stored_at, *keys], [config.columns.size]),
@@ -162,7 +168,7 @@ def _indexes(connection: Connection, table: Table, names: dict[str, sql.Composab
     ]
     for title, status, columns, included in wanted:
         columns = list(dict.fromkeys(columns))
-        included = [name for name in included if name and name not in columns]
+        extra = [name for name in included if name and name not in columns]
         name = _bounded(config.schema_and_name[1], f"_offload_{title}")
         found = connection.execute(statement("install/catalog", "index_state"), _of(table, connection, name)).fetchone()
         if found and found[0]:
@@ -170,12 +176,21 @@ def _indexes(connection: Connection, table: Table, names: dict[str, sql.Composab
         create = statement("install/table", "create_index", names | {
             "index": sql.Identifier(name),
             "columns": sql.SQL(", ").join(map(sql.Identifier, columns)),
-            "include": sql.SQL("INCLUDE ({})").format(sql.SQL(", ").join(map(sql.Identifier, included))) if included else sql.SQL(""),
+            "include": _including(extra),
             "has_status": sql.SQL("= {}").format(sql.Literal(status)) if status else sql.SQL("IS NULL"),
         })  # fmt: skip
         drop = statement("install/table", "drop_invalid_index",
                          {"index": sql.Identifier(config.schema_and_name[0], name)})  # fmt: skip
-        yield Step(f"{table.name}: index for {status or 'never seen'} rows", (drop, create) if found else (create,), concurrently=True)
+        yield Step(
+            f"{table.name}: index for {status or 'never seen'} rows",
+            (drop, create) if found else (create,),
+            concurrently=True,
+        )
+
+
+def _including(columns: list[str]) -> sql.Composable:
+    listed = sql.SQL(", ").join(map(sql.Identifier, columns))
+    return sql.SQL("INCLUDE ({})").format(listed) if columns else sql.SQL("")
 
 
 def _of(table: Table, connection: Connection, name: str) -> dict[str, str]:

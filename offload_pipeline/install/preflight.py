@@ -22,7 +22,9 @@ def check_database(connection: Connection, schema: str) -> None:
     if not (found and found[0]):
         raise UserError(f"database.schema: no schema {schema} in this database; create it, or correct the name")
     if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
-        raise UserError(f"the database is encoded in {encoding}; payloads are stored and hashed as UTF-8: convert it first")
+        raise UserError(
+            f"the database is encoded in {encoding}; payloads are stored and hashed as UTF-8: convert it first"
+        )
 
 
 def check_table(connection: Connection, table: Table) -> None:

@@ -1,4 +1,4 @@
-"""Claiming: pages of the pending queue, each row held by an advisory lock for as long as its batch's transaction lives."""
+"""Claiming: pages of rows, each held by an advisory lock for as long as its batch's transaction lives."""
 
 import threading
 from dataclasses import dataclass, field

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import Connection
 
 from offload_pipeline.config import OffloadConfig
-from offload_pipeline.database.connection import Database, is_about_the_rows, one_line, transaction
+from offload_pipeline.database.connection import is_about_the_rows, one_line, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.errors import (
@@ -63,7 +63,8 @@ class CopyOptions:
 class StoredPayload:
     """An object that was read back and is what was sent."""
 
-    row: ClaimedRow
+    key: Key
+    xmin: str
     object_key: str
     sha256: str
     payload_bytes: int
@@ -130,12 +131,6 @@ class _Outcome:
     failures: list[Failure]
     not_copied: list[Key]
 
-    def __iadd__(self, other: "_Outcome") -> "_Outcome":
-        self.recorded += other.recorded
-        self.failures += other.failures
-        self.not_copied += other.not_copied
-        return self
-
 
 class _Copier:
     """What the workers of one pass share."""
@@ -171,8 +166,6 @@ class _Copier:
             if batch is None:
                 return False
             outcome = self._copy(connection, batch)
-            for keys in batch.rest:
-                outcome += self._copy(connection, self._batches.read(connection, keys))
         if outcome.failures:
             with transaction(connection):
                 record_failures(connection, self._partition, "copy", outcome.failures)
@@ -181,13 +174,16 @@ class _Copier:
         return True
 
     def _copy(self, connection: Connection, batch: Batch) -> _Outcome:
-        stored, failures = self._store_rows(batch)
+        """Everything is stored before anything is recorded: recording locks rows, and no lock may last for an upload."""
+        stored, failures, claimed = self._store_rows(batch)
+        for keys in batch.rest:
+            more, failed, read = self._store_rows(self._batches.read(connection, keys))
+            stored, failures, claimed = stored + more, failures + failed, claimed | read
         recorded, refused = self._record(connection, stored)
-        claimed = {*(row.key for row in batch.rows), *(key for key, _, _ in batch.unreadable)}
-        not_copied = claimed - {item.row.key for item in recorded}
+        not_copied = claimed - {item.key for item in recorded}
         return _Outcome(recorded, [*failures, *refused], list(not_copied))
 
-    def _store_rows(self, batch: Batch) -> tuple[list[StoredPayload], list[Failure]]:
+    def _store_rows(self, batch: Batch) -> tuple[list[StoredPayload], list[Failure], set[Key]]:
         stored: list[StoredPayload] = []
         failures = [Failure(key, version, error) for key, version, error in batch.unreadable]
         for row, outcome in zip(batch.rows, self._store_threads.map(self._try_to_store, batch.rows), strict=True):
@@ -195,7 +191,7 @@ class _Copier:
                 stored.append(outcome)
             elif outcome is not None:
                 failures.append(Failure(row.key, row.xmin, outcome))
-        return stored, failures
+        return stored, failures, {*(row.key for row in batch.rows), *(key for key, _, _ in batch.unreadable)}
 
     def _try_to_store(self, row: ClaimedRow) -> StoredPayload | OffloadError | None:
         """The stored payload, or why it failed; None for a row not tried because the store is down."""
@@ -242,7 +238,7 @@ class _Copier:
             except psycopg.Error as error:
                 if not is_about_the_rows(error, connection):
                     raise
-                failures.append(Failure(item.row.key, item.row.xmin, error))
+                failures.append(Failure(item.key, item.xmin, error))
         return recorded, failures
 
     def _count(self, outcome: _Outcome) -> None:
@@ -282,7 +278,7 @@ def store_payload(store: ObjectStore, partition: Partition, row: ClaimedRow, com
         raise ReadBackMismatchError(f"the store accepted {key} and then had no such object") from None
     if not intact:
         raise ReadBackMismatchError(f"the store gave back other bytes than were sent for {key}")
-    return StoredPayload(row, key, packed.sha256, packed.payload_bytes, len(packed.data))
+    return StoredPayload(row.key, row.xmin, key, packed.sha256, packed.payload_bytes, len(packed.data))
 
 
 def record_copied(
@@ -298,8 +294,8 @@ def record_copied(
     rows = connection.execute(
         statement("offload/record", "record_copied", table.names()),
         {
-            **table.key_parameters([item.row.key for item in stored]),
-            "xmins": [item.row.xmin for item in stored],
+            **table.key_parameters([item.key for item in stored]),
+            "xmins": [item.xmin for item in stored],
             "sizes": [item.payload_bytes for item in stored],
             "object_keys": [item.object_key for item in stored],
             "hashes": [item.sha256 for item in stored],
@@ -315,5 +311,5 @@ def record_copied(
         }  # fmt: skip
         connection.execute(statement("offload/record", "count_copied", table.names()), {**parameters, **counted})
         connection.execute(statement("offload/record", "log_action", table.names()), {**parameters, **counted})
-        resolve_failures(connection, partition, "copy", [item.row.key for item in recorded])
+        resolve_failures(connection, partition, "copy", [item.key for item in recorded])
     return recorded

@@ -180,6 +180,4 @@ def placeholder(table: Table, store_url: str) -> sql.Composable:
     if table.config.after_copy != "reference":
         return sql.SQL("NULL")
     names = table.names() | {"store_url": sql.Literal(store_url.rstrip("/") + "/")}
-    return sql.SQL("({})::text::{}").format(
-        statement("install/table", "reference", names), names["payload_type"]
-    )
+    return sql.SQL("({})::text::{}").format(statement("install/table", "reference", names), names["payload_type"])

@@ -8,7 +8,7 @@ from psycopg import Connection
 from offload_pipeline.database.connection import Database, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
-from offload_pipeline.offload.claims import Batch, BatchLimits, Batches, Partition
+from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, Partition
 
 
 @dataclass
@@ -146,7 +146,9 @@ def unseen_tenants(connection: Connection, table: Table) -> list[str]:
     if table.config.tenant.column is None:
         return []
     with transaction(connection):
-        return [tenant for (tenant,) in connection.execute(statement("offload/unseen", "unseen_tenants", table.names()))]
+        return [
+            tenant for (tenant,) in connection.execute(statement("offload/unseen", "unseen_tenants", table.names()))
+        ]
 
 
 def count_unseen(connection: Connection, partition: Partition) -> tuple[int, int]:

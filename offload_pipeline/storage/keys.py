@@ -31,7 +31,11 @@ def check_template(template: str) -> str:
     if "sha256" not in fields:
         raise ValueError("lacks {sha256}; without it a new payload would overwrite the old one: put it back")
     literal = "".join(text for text, _, _, _ in parsed)
-    if template.startswith("/") or not re.fullmatch(r"[A-Za-z0-9_.=/-]*", literal) or {".", "..", ""} & set(template.split("/")):
+    if (
+        template.startswith("/")
+        or not re.fullmatch(r"[A-Za-z0-9_.=/-]*", literal)
+        or {".", "..", ""} & set(template.split("/"))
+    ):
         raise ValueError("must be a relative path of letters, digits, _ . = - and fields; remove the rest")
     return template
 

@@ -44,7 +44,13 @@ _PERMANENT_STATUS = {"400", "405", "411", "413", "414", "416", "501"}
 # S3 answers 400 also for what is no fault of the object: a slow or cut upload passes, and credentials or a region
 # that do not fit concern every row alike.
 _TRANSIENT_CODES = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
-_DENIED_CODES = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed", "InvalidBucketName"}
+_DENIED_CODES = {
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "AuthorizationHeaderMalformed",
+    "InvalidBucketName",
+}
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,10 @@ class ObjectStore:
             if self.get(PROBE_KEY) != b"probe":
                 raise UserError(f"{self.url}: the store gave back other bytes than were stored; do not use it")
         except (StoreDeniedError, ObjectMissingError) as error:
-            raise UserError(f"{self.url}: {error}; check the bucket's name, the credentials in the environment, "
-                            "and that they may put and get objects") from None
+            raise UserError(
+                f"{self.url}: {error}; check the bucket's name, the credentials in the environment, "
+                "and that they may put and get objects"
+            ) from None
         except PermanentError as error:
             raise UserError(f"{self.url}: {error}; check object_store in offload.yaml") from None
 
@@ -152,7 +160,9 @@ def open_store(config: ObjectStoreConfig, home: Path) -> ObjectStore:
             return ObjectStore(LocalStore(folder), url, folder)
         return ObjectStore(from_url(url, **_remote_options(config, url)), url)
     except (OSError, ValueError, exceptions.BaseError) as error:
-        raise UserError(f"object_store.url {url}: {str(error).splitlines()[0]}; check the path or bucket name") from None
+        raise UserError(
+            f"object_store.url {url}: {str(error).splitlines()[0]}; check the path or bucket name"
+        ) from None
 
 
 def _remote_options(config: ObjectStoreConfig, url: str) -> dict[str, Any]:

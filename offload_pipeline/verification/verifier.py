@@ -134,7 +134,9 @@ class _Verifier:
     def _check(self, page: list[NamedObject], check: Callable[[ObjectStore, NamedObject], int]) -> None:
         """Looks at each object in threads; keeps what is wrong, after looking whether the row still names it."""
         wrong: list[Damage] = []
-        for named, outcome in zip(page, self._threads.map(lambda named: _outcome(self._store, named, check), page), strict=True):
+        for named, outcome in zip(
+            page, self._threads.map(lambda named: _outcome(self._store, named, check), page), strict=True
+        ):
             if isinstance(outcome, StoreDeniedError):
                 raise outcome
             if isinstance(outcome, OffloadError):
@@ -156,7 +158,10 @@ class _Verifier:
 
     def _still_named(self, page: list[NamedObject]) -> list[tuple[NamedObject, str, str | None]]:
         table = self._partition.table
-        parameters = {**table.key_parameters([named.key for named in page]), "object_keys": [named.object_key for named in page]}
+        parameters = {
+            **table.key_parameters([named.key for named in page]),
+            "object_keys": [named.object_key for named in page],
+        }
         with transaction(self._connection):
             rows = self._connection.execute(
                 statement("verification/verify", "still_named", table.names()), parameters
@@ -164,7 +169,9 @@ class _Verifier:
         return [(page[position - 1], status, row_hash) for position, status, row_hash in rows]
 
     def _sort_out(self, wrong: list[Damage]) -> None:
-        named_still = {named.key for named, _, _ in self._still_named([damage.named for damage in wrong])} if wrong else set()
+        named_still = (
+            {named.key for named, _, _ in self._still_named([damage.named for damage in wrong])} if wrong else set()
+        )
         seen = {damage.named.key for damage in (*self._result.damaged, *self._result.unanswered)}
         for damage in wrong:
             if damage.named.key in named_still and damage.named.key not in seen:

@@ -146,6 +146,13 @@ def test_a_stale_pid_that_is_now_another_process_does_no_harm(data_dir: Path) ->
             another.terminate()
 
 
+def test_a_pid_file_cut_short_does_no_harm(data_dir: Path) -> None:
+    embedded_url(data_dir)
+    stop_embedded(data_dir)
+    (data_dir / "pgdata" / "postmaster.pid").touch()
+    assert answer(embedded_url(data_dir)) == 42
+
+
 def test_a_first_start_that_was_killed_half_way_is_begun_again(data_dir: Path) -> None:
     unfinished = data_dir / "pgdata.unfinished"
     unfinished.mkdir(parents=True)
@@ -174,9 +181,7 @@ def test_a_path_too_long_for_a_socket_gets_a_short_one_and_leaves_nothing(embedd
     assert wait_until(lambda: not socket_dir.exists())
 
 
-def test_variables_meant_for_other_servers_change_nothing(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_meant_for_other_servers_change_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"PGPORT": "1", "PGDATA": "/nowhere", "PGHOST": "nowhere", "LC_ALL": "xx_YY"}.items():
         monkeypatch.setenv(name, value)
     assert answer(embedded_url(data_dir)) == 42
@@ -191,7 +196,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match=r"Permission denied.*make it writable"):
+    with pytest.raises(UserError, match=r"Permission denied.*see that it is writable"):
         embedded_url(tmp_path / "data")
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -105,13 +105,13 @@ def test_rows_written_while_they_are_copied_keep_what_was_written(
 def test_rows_written_between_claim_and_reading_keep_what_was_written(
     notices: Installation, application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = PendingBatches._read
+    read = PendingBatches.read
 
     def write_then_read(self: PendingBatches, connection: psycopg.Connection, keys: list[Any]) -> Batch:
         application.act()
         return read(self, connection, keys)
 
-    monkeypatch.setattr(PendingBatches, "_read", write_then_read)
+    monkeypatch.setattr(PendingBatches, "read", write_then_read)
     result = notices.copy()
     assert application.has_acted()
     assert result.rows_copied == 4, "kept, updated, changed and changed back, touched: read after the write"
@@ -131,7 +131,7 @@ def test_rows_written_between_read_back_and_recording_keep_what_was_written(
             stored = [store_payload(notices.store, partition, row, "standard") for row in batch.rows]
             application.act()
             recorded = record_copied(connection, partition, stored, RUN)
-        assert [item.row.key for item in recorded] == [("1",)]
+        assert [item.key for item in recorded] == [("1",)]
     finish(notices)
 
 
@@ -232,8 +232,8 @@ def test_a_row_that_the_application_holds_is_left_for_the_next_pass_without_wait
         seconds = time.monotonic() - started
     assert seconds < NEVER_WAITS_SECONDS
     assert (result.rows_left, result.rows_failed) == (1, 0)
-    assert [key for key, status in notices.statuses().items() if status == ("pending_move", "copied")[step == "release"]] == [keys[1]]
-    application.act()
+    finished = {"copy": "copied", "release": "in_storage"}[step]
+    assert [key for key, status in notices.statuses().items() if status != finished] == [keys[1]]
     finish(notices)
 
 
@@ -279,26 +279,43 @@ def test_the_application_waits_for_our_row_locks_no_longer_than_for_the_commit(
     finish(notices)
 
 
+def assert_nothing_is_locked_while_objects_are_uploaded(notices: Installation, application: Application) -> None:
+    seen: list[tuple[int, int]] = []
+    turn = threading.Lock()
+
+    def look(_object_key: str) -> None:
+        with turn:
+            notices.execute("SELECT FROM {table} FOR UPDATE NOWAIT", connection=application.connection)
+            row = application.connection.execute(
+                "SELECT count(backend_xmin) + count(backend_xid), count(*) FILTER (WHERE xact_start IS NOT NULL)"
+                " FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'offload_pipeline'"
+            ).fetchone()
+            assert row is not None
+            seen.append(row)
+
+    hooked = notices.with_store(HookedStore(notices.store, before_get=look))
+    copied = hooked.pipeline.copy(notices.partition(), RUN, unseen=True)
+    assert copied.rows_copied == len(seen) > 0
+    assert all(horizons == 0 and transactions >= 1 for horizons, transactions in seen)
+
+
 def test_while_objects_are_uploaded_nothing_is_locked_and_vacuum_is_not_held_back(
     notices: Installation, application: Application
 ) -> None:
-    seen: list[tuple[int, int]] = []
+    assert_nothing_is_locked_while_objects_are_uploaded(notices, application)
 
-    def look(_object_key: str) -> None:
-        row = application.connection.execute(
-            "SELECT count(backend_xmin), count(*) FILTER (WHERE xact_start IS NOT NULL) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND application_name = 'offload_pipeline'"
-        ).fetchone()
-        assert row is not None
-        seen.append(row)
-        with application.connection.transaction():
-            notices.execute("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE NOWAIT", connection=application.connection) if False else None
-            notices.execute("SELECT FROM {table} FOR UPDATE NOWAIT", connection=application.connection)
 
-    options: dict[str, Callable[[str], None]] = {"before_get": look}
-    notices.with_store(HookedStore(notices.store, **options)).copy()
-    assert seen
-    assert all(horizons == 0 and transactions >= 1 for horizons, transactions in seen)
+def test_while_rows_older_than_the_trigger_are_uploaded_nothing_is_locked(
+    database_url: str, local_store_url: str
+) -> None:
+    few_bytes_a_batch = {"offload": {"batch_bytes": 50, "batches_in_flight": 1}}
+    with installed(database_url, local_store_url, sections=few_bytes_a_batch) as notices:
+        application = Application(notices)
+        notices.execute("UPDATE {table} SET payload_storage_status = NULL, payload_bytes = NULL")
+        assert_nothing_is_locked_while_objects_are_uploaded(notices, application)
+        finish(notices)
+        application.connection.close()
 
 
 def change_past_the_trigger(notices: Installation, statement: str, *values: Any) -> None:

@@ -31,9 +31,12 @@ ORDER BY k.position
 
 -- name: enqueue
 -- Rows that a scan could not copy join the pending queue, so that no checkpoint passes them for good.
+-- The size is the stored one, which costs nothing to ask for: it bounds the batch until the copy writes the true one.
 -- Locks: the rows, NO KEY UPDATE; waits up to lock_timeout for the application.
 UPDATE {relation} AS t
-SET {status} = 'pending_move'
+SET
+    {status} = 'pending_move',
+    {size} = coalesce(t.{size}, pg_column_size(t.{payload}))
 FROM unnest({key_arrays}) AS k ({key_names_bare})
 WHERE {keys_match}
     AND t.{status} IS NULL

@@ -1,13 +1,15 @@
 """The jobs operators and sensors launch, one partition a run."""
 
 from dagster import AssetSelection, define_asset_job
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition  # define_asset_job's type
+from dagster._core.definitions.unresolved_asset_job_definition import (
+    UnresolvedAssetJobDefinition,  # define_asset_job's type
+)
 
 OFFLOAD_JOB = "offload_job"
 
 
 def offload_jobs() -> list[UnresolvedAssetJobDefinition]:
-    """`offload_job` copies, verifies and releases; `release_job` only releases; `pending_job` only measures the queue."""
+    """`offload_job` copies, verifies and releases; `release_job` and `pending_job` do only their part."""
     return [
         define_asset_job(
             OFFLOAD_JOB,

@@ -1,7 +1,9 @@
 """Verification launched alone."""
 
 from dagster import AssetKey, AssetSelection, define_asset_job
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition  # define_asset_job's type
+from dagster._core.definitions.unresolved_asset_job_definition import (
+    UnresolvedAssetJobDefinition,  # define_asset_job's type
+)
 
 
 def verification_jobs() -> list[UnresolvedAssetJobDefinition]:
