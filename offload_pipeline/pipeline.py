@@ -1,4 +1,4 @@
-"""Configuration, database and store opened together: what the command line and the Dagster resources both start from."""
+"""Configuration, database and store opened together: what the command line and the Dagster resources start from."""
 
 import contextlib
 from collections.abc import Iterator, Sequence

@@ -174,7 +174,7 @@ class _Copier:
         return True
 
     def _copy(self, connection: Connection, batch: Batch) -> _Outcome:
-        """Everything is stored before anything is recorded: recording locks rows, and no lock may last for an upload."""
+        """Everything is stored before anything is recorded: no row lock may last for an upload."""
         stored, failures, claimed = self._store_rows(batch)
         for keys in batch.rest:
             more, failed, read = self._store_rows(self._batches.read(connection, keys))
@@ -263,9 +263,10 @@ def store_payload(store: ObjectStore, partition: Partition, row: ClaimedRow, com
     collection relies.
     """
     config = partition.table.config
-    if config.max_object_bytes is not None and len(row.payload) > config.max_object_bytes:
+    most = config.max_object_bytes
+    if most is not None and len(row.payload) > most:
         raise PayloadTooLargeError(
-            f"the payload is {len(row.payload)} bytes, max_object_bytes is {config.max_object_bytes}; it stays in the row"
+            f"the payload is {len(row.payload)} bytes, max_object_bytes is {most}; it stays in the row"
         )
     packed = pack(row.payload, compression)
     key = object_key(

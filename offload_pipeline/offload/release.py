@@ -104,14 +104,13 @@ class _Releaser:
         if not rows:
             return None
         width = len(table.key_columns)
-        page = _Page(
+        return _Page(
             last=(rows[-1][width], tuple(rows[-1][:width])),
             released=[tuple(row[:width]) for row in rows if row[-1]],
             released_bytes=sum(row[width + 1] or 0 for row in rows if row[-1]),
             mismatched=[tuple(row[:width]) for row in rows if not row[-2]],
             left=sum(1 for row in rows if row[-2] and not row[-1]),
         )
-        return page
 
     def _parameters(self, cursor: tuple[datetime, Key] | None, page_rows: int) -> dict[str, object]:
         table = self._partition.table

@@ -1,4 +1,4 @@
-"""Backfill of rows older than the trigger: scanned in primary-key order from a checkpoint, copied without being marked first."""
+"""Backfill of rows older than the trigger: scanned in key order from a checkpoint, copied without marking them first."""
 
 import threading
 from dataclasses import dataclass, field

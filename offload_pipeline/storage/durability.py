@@ -1,4 +1,4 @@
-"""A file that counts as stored survives a power cut: its bytes, its name and its folders are on disk before put returns."""
+"""A file that counts as stored survives a power cut: bytes, name and folders are on disk before put returns."""
 
 import contextlib
 import os
