@@ -27,7 +27,7 @@ def build_definitions(config: Config) -> Definitions:
     return Definitions(
         assets=assets,
         asset_checks=checks,
-        jobs=[*offload_jobs(), *verification_jobs(config)],
+        jobs=[*offload_jobs(), *verification_jobs()],
         sensors=offload_sensors(config),
         schedules=offload_schedules(config),
         resources={"pipeline": pipeline, IO_MANAGER: GzippedPayloadIOManager(resource=pipeline)},

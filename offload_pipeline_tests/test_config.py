@@ -132,9 +132,7 @@ def test_identifiers_are_read_as_postgresql_reads_them(written: str, meant: tupl
     assert parse_identifiers(written) == meant
 
 
-@pytest.mark.parametrize(
-    "written", ["", ".", "a.", ".a", 'a."b', "a b", "1a", 'a.""', "a;b", f'"{"x" * 64}"']
-)
+@pytest.mark.parametrize("written", ["", ".", "a.", ".a", 'a."b', "a b", "1a", 'a.""', "a;b", f'"{"x" * 64}"'])
 def test_what_is_no_identifier_is_refused(written: str) -> None:
     with pytest.raises(ValueError, match=r"write|longer"):
         parse_identifiers(written)
@@ -155,9 +153,7 @@ def test_durations_are_written_with_units(written: str, seconds: int) -> None:
     assert parse_duration(written) == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize(
-    "written", ["", "days", "-5 days", "3 fortnights", "5 days or so", "9999999999 weeks"]
-)
+@pytest.mark.parametrize("written", ["", "days", "-5 days", "3 fortnights", "5 days or so", "9999999999 weeks"])
 def test_what_is_no_duration_is_refused_with_an_example(written: str, refusal: Refusal) -> None:
     assert refusal(table(f'release_delay: "{written}"')).startswith(":6: tables[0].release_delay: ")
 
@@ -198,9 +194,7 @@ def test_an_unknown_table_is_answered_with_the_known_ones(load: Load) -> None:
 # Which file
 
 
-def test_the_variable_names_the_file_before_the_folder_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_variable_names_the_file_before_the_folder_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
     packaged = config_path()
@@ -253,29 +247,22 @@ def test_an_unset_variable_is_named_with_its_line(refusal: Refusal, monkeypatch:
     monkeypatch.delenv("NOT_SET", raising=False)
     said = refusal(table("created_at: ${NOT_SET}"))
     assert said == (
-        ":6: tables[0].created_at: the environment variable NOT_SET is not set; "
-        "export it, or write ${NOT_SET:-default}"
+        ":6: tables[0].created_at: the environment variable NOT_SET is not set; export it, or write ${NOT_SET:-default}"
     )
 
 
 @pytest.mark.parametrize("written", ["${A:-${B}}", "${", "${1A}", "x${A"])
 def test_what_begins_like_a_variable_and_is_none_is_refused(refusal: Refusal, written: str) -> None:
-    assert "tables[0].created_at: has a ${ that begins no variable" in refusal(
-        table(f'created_at: "{written}"')
-    )
+    assert "tables[0].created_at: has a ${ that begins no variable" in refusal(table(f'created_at: "{written}"'))
 
 
-def test_the_password_in_a_database_url_must_be_set(
-    refusal: Refusal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_password_in_a_database_url_must_be_set(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DB_PASSWORD", raising=False)
     said = refusal(f"database:\n  url: postgresql://app:${{DB_PASSWORD}}@db/app\n{TABLE}")
     assert said.startswith(":2: database.url: the environment variable DB_PASSWORD is not set")
 
 
-@pytest.mark.parametrize(
-    "written", ["", "database: {schema: ops}", "database: {url: '${OFFLOAD_DATABASE_URL}'}"]
-)
+@pytest.mark.parametrize("written", ["", "database: {schema: ops}", "database: {url: '${OFFLOAD_DATABASE_URL}'}"])
 def test_the_environment_names_the_database_where_the_file_does_not(
     load: Load, monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
@@ -318,9 +305,7 @@ def test_the_url_in_the_file_precedes_the_environment(load: Load, monkeypatch: p
         ("[" * 5000, ": nests without end"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_refused_in_one_line(
-    refusal: Refusal, text: str, said: str
-) -> None:
+def test_a_file_that_is_no_configuration_is_refused_in_one_line(refusal: Refusal, text: str, said: str) -> None:
     assert refusal(text).startswith(said)
 
 
@@ -425,8 +410,6 @@ def test_a_database_url_that_libpq_cannot_read_is_refused_with_an_example(refusa
 
 
 def test_a_hash_in_an_unquoted_url_is_kept(load: Load) -> None:
-    assert load(
-        f"database: {{url: 'postgresql://u:p%23@h/db'}}\nobject_store:\n  url: file:///a#b\n{TABLE}"
-    ) == (
+    assert load(f"database: {{url: 'postgresql://u:p%23@h/db'}}\nobject_store:\n  url: file:///a#b\n{TABLE}") == (
         load(f"database: {{url: 'postgresql://u:p%23@h/db'}}\nobject_store: {{url: 'file:///a#b'}}\n{TABLE}")
     )

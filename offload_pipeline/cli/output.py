@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from offload_pipeline.offload.copier import Progress
 
@@ -29,17 +29,14 @@ class Output:
         if style and sys.stdout.isatty():
             from rich.text import Text  # for a terminal only
 
-            self.show(Text(text, style))
+            _console().print(Text(text, style), soft_wrap=True)
         else:
             write((text + "\n").encode(errors="backslashreplace"))
 
     def show(self, renderable: "RenderableType") -> None:
         """A table for a human reader."""
         if not self.as_json:
-            from rich.console import Console  # a tenth of a second, for a human reader only
-
-            width = None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
-            Console(width=width, highlight=False, markup=False).print(renderable, soft_wrap=True)
+            _console().print(renderable)
 
     def document(self, document: Mapping[str, Any]) -> None:
         """The one JSON document; times become ISO 8601."""
@@ -61,6 +58,13 @@ class Output:
 
         with progress_bar(title, total_rows) as advance:
             yield advance
+
+
+def _console() -> "Console":
+    from rich.console import Console  # a tenth of a second, for a human reader only
+
+    width = None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
+    return Console(width=width, highlight=False, markup=False)
 
 
 def shows_progress() -> bool:

@@ -206,7 +206,8 @@ def inspect_table(connection: Connection, config: TableConfig, schema: str) -> T
     columns = {name: Column(name, type_, not_null) for name, type_, not_null in rows}
     for key, name in _configured_columns(config):
         if name not in columns:
-            near = difflib.get_close_matches(name, columns, 1, 0.5)
+            near = [known for known in columns if known.lower() == name.lower()]
+            near = near or difflib.get_close_matches(name, columns, 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(columns)}"
             raise UserError(f"{config.name}: {key}: {config.relation} has no column {name}; {hint}")
     if columns[config.payload].type not in PAYLOAD_TYPES:
@@ -225,4 +226,4 @@ def _differing_case(connection: Connection, config: TableConfig) -> str:
     found = connection.execute(
         statement("install/catalog", "same_name_other_case"), {"name": config.schema_and_name[1]}
     ).fetchone()
-    return f'; did you mean {found[0]}."{found[1]}"?' if found else ""
+    return f"; did you mean {found[0]}?" if found else ""

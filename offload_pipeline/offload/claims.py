@@ -73,8 +73,9 @@ class Batches:
         """Claims and reads the next batch inside the caller's transaction; None at the end."""
         raise NotImplementedError
 
-    def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> None:
-        """Called when the batch's transaction has committed."""
+    def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> dict[Key, str]:  # noqa: ARG002
+        """Called when the batch's transaction has committed. Returns the new versions of rows that this changes."""
+        return {}
 
     def read(self, connection: Connection, keys: list[Key]) -> Batch:
         """Reads claimed rows; where one of them cannot be read, one by one."""

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import Connection
@@ -166,10 +166,11 @@ class _Copier:
             if batch is None:
                 return False
             outcome = self._copy(connection, batch)
+        versions = self._batches.finish(connection, batch, outcome.not_copied)
         if outcome.failures:
+            failures = [replace(one, row_version=versions.get(one.key, one.row_version)) for one in outcome.failures]
             with transaction(connection):
-                record_failures(connection, self._partition, "copy", outcome.failures)
-        self._batches.finish(connection, batch, outcome.not_copied)
+                record_failures(connection, self._partition, "copy", failures)
         self._count(outcome)
         return True
 

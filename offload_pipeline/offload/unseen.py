@@ -1,4 +1,4 @@
-"""Backfill of rows older than the trigger: scanned in key order from a checkpoint, copied without marking them first."""
+"""Backfill of rows older than the trigger: scanned in key order from a checkpoint, copied without a marking pass."""
 
 import threading
 from dataclasses import dataclass, field
@@ -46,24 +46,25 @@ class UnseenBatches(Batches):
         entry.batch.rest.extend(chunks[1:])
         return entry.batch
 
-    def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> None:
+    def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> dict[Key, str]:
         """Queues what was not copied, then moves the checkpoint over every finished page that has no gap before it."""
-        table = self.partition.table
-        if not_copied:
-            with transaction(connection):
-                connection.execute(
-                    statement("offload/unseen", "enqueue", table.names()), table.key_parameters(not_copied)
-                )
+        versions = self._enqueue(connection, not_copied) if not_copied else {}
         with self._checkpoint_lock:
             next(page for page in self._pages if page.batch is batch).is_finished = True
             passed: Key | None = None
             while self._pages and self._pages[0].is_finished:
                 passed = self._pages.pop(0).last
-            if self._has_gap:
-                return
-            is_complete = self._ended and not self._pages
-            if passed is not None:
-                self._write_checkpoint(connection, passed, is_complete=is_complete)
+            if passed is not None and not self._has_gap:
+                self._write_checkpoint(connection, passed, is_complete=self._ended and not self._pages)
+        return versions
+
+    def _enqueue(self, connection: Connection, keys: list[Key]) -> dict[Key, str]:
+        table = self.partition.table
+        with transaction(connection):
+            rows = connection.execute(
+                statement("offload/unseen", "enqueue", table.names()), table.key_parameters(keys)
+            ).fetchall()
+        return {keys[position - 1]: version for position, version in rows}
 
     def _begin(self, connection: Connection) -> None:
         if self._is_begun:

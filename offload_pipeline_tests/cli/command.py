@@ -72,7 +72,7 @@ class Command:
 
     def configure(self, *tables: TableConfig, **sections: Mapping[str, Any]) -> None:
         """Writes offload.yaml; `sections` are merged over the test's two URLs."""
-        document = {
+        document: dict[str, Any] = {
             **sections,
             "database": {"url": self.database_url, **sections.get("database", {})},
             "object_store": {"url": self.store_url, **sections.get("object_store", {})},

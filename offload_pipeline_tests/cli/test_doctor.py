@@ -65,15 +65,10 @@ def test_a_missing_trigger_and_a_missing_index_are_found(
     assert offload("doctor").code == 0
 
 
-def test_an_invalid_index_is_found(
-    offload: Command, connection: psycopg.Connection, notices: TableConfig
-) -> None:
-    connection.execute(
-        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'notices_offload_pending'::regclass"
-    )
+def test_an_invalid_index_is_found(offload: Command, connection: psycopg.Connection, notices: TableConfig) -> None:
+    connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'notices_offload_pending'::regclass")
     assert (
-        "✗ table notices, indexes: pending is invalid; run: offload install --table notices"
-        in offload("doctor").lines
+        "✗ table notices, indexes: pending is invalid; run: offload install --table notices" in offload("doctor").lines
     )
 
 

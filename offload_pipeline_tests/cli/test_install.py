@@ -9,9 +9,7 @@ from offload_pipeline_tests.factories import insert_payloads, large_payload, mak
 
 
 def bookkeeping_tables(connection: psycopg.Connection) -> int:
-    found = connection.execute(
-        "SELECT count(*) FROM pg_class WHERE relname LIKE 'payload_offload_%' AND relkind = 'r'"
-    )
+    found = connection.execute("SELECT count(*) FROM pg_class WHERE relname LIKE 'payload_offload_%' AND relkind = 'r'")
     row = found.fetchone()
     assert row is not None
     return int(row[0])
@@ -32,9 +30,7 @@ def test_what_a_dry_run_prints_is_the_whole_install(offload: Command, connection
     script = offload("install", "--dry-run", "--json").document
     for step in script["steps"]:
         connection.execute(step["sql"])
-    assert offload("install", "--dry-run").lines == [
-        "-- nothing to do: everything is installed as configured"
-    ]
+    assert offload("install", "--dry-run").lines == ["-- nothing to do: everything is installed as configured"]
     insert_payloads(connection, table, [large_payload(500)])
     assert offload("drain").code == 0
 
@@ -81,9 +77,7 @@ def test_a_table_that_cannot_be_installed_stops_everything_before_the_first_step
     assert bookkeeping_tables(connection) == 0
 
 
-def test_a_second_install_at_the_same_time_is_refused(
-    offload: Command, connection: psycopg.Connection
-) -> None:
+def test_a_second_install_at_the_same_time_is_refused(offload: Command, connection: psycopg.Connection) -> None:
     offload.configure(make_table(connection))
     take_install_lock(connection)
     answer = offload("install")

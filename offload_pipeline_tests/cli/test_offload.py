@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from offload_pipeline.config import TableConfig
+from offload_pipeline.storage.seaweedfs import SeaweedFS
 from offload_pipeline_tests.cli.command import Command
 from offload_pipeline_tests.factories import (
     insert_payloads,
@@ -28,9 +29,7 @@ def test_drain_moves_every_partition_and_says_so_in_numbers(
     assert answer.code == 0
     assert answer.stderr == ""
     assert answer.lines[0].startswith("notices, tenant 'acme': copied 5 rows (")
-    assert answer.lines[1].endswith(
-        "2 rows checked, 2 read whole, 0 damaged, 0 unanswered; released 2 rows (2.0 kB)"
-    )
+    assert answer.lines[1].endswith("2 rows checked, 2 read whole, 0 damaged, 0 unanswered; released 2 rows (2.0 kB)")
     assert set(statuses(connection, notices).values()) == {"in_storage"}
 
 
@@ -55,9 +54,7 @@ def test_drain_of_one_tenant_leaves_the_others(
     (key,) = insert_payloads(connection, notices, PAYLOADS[:1], tenant="acme")
     insert_payloads(connection, notices, PAYLOADS[1:], tenant="bolt")
     offload("drain", "--tenant", "acme")
-    assert [found for found, status in statuses(connection, notices).items() if status == "in_storage"] == [
-        key
-    ]
+    assert [found for found, status in statuses(connection, notices).items() if status == "in_storage"] == [key]
 
 
 def test_the_empty_text_is_a_tenant_like_any_other(
@@ -100,14 +97,25 @@ def test_a_row_that_fails_is_exit_code_1_and_does_not_stop_the_others(
     assert (copied["rows_copied"], copied["rows_failed"]) == (5, 1)
 
 
-def test_a_store_that_cannot_be_used_is_one_line_before_anything_is_copied(
-    offload: Command, connection: psycopg.Connection, notices: TableConfig, store_folder: Path
+@pytest.mark.parametrize("mistake", ["bucket", "credentials"])
+def test_a_wrong_bucket_or_wrong_credentials_are_one_line_before_anything_is_copied(
+    offload: Command,
+    connection: psycopg.Connection,
+    notices: TableConfig,
+    s3_url: str,
+    seaweedfs: SeaweedFS,
+    mistake: str,
 ) -> None:
     insert_payloads(connection, notices, PAYLOADS)
-    (store_folder / ".offload").write_text("where the probe would go")
-    answer = offload("drain")
-    assert answer.code in (1, 2)
-    assert offload.store_url in answer.complaint or "store" in answer.complaint
+    if mistake == "credentials":
+        offload.patch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    url = s3_url if mistake == "credentials" else "s3://no-such-bucket-anywhere"
+    offload.configure(notices, object_store={"url": url, "endpoint": seaweedfs.endpoint})
+    for command in (["drain"], ["backfill", "--table", "notices", "--tenant", "acme"]):
+        answer = offload(*command)
+        assert (answer.code, answer.stdout) == (2, b"")
+        assert answer.complaint.startswith(f"offload: {url}: ")
+        assert "not-the-secret" not in answer.stderr
     assert set(statuses(connection, notices).values()) == {"pending_move"}
 
 
@@ -116,9 +124,7 @@ def test_backfill_takes_the_batch_size_it_is_given(
 ) -> None:
     insert_payloads(connection, notices, PAYLOADS)
     assert offload("backfill", "--table", "notices", "--tenant", "acme", "--batch-size", "2").code == 0
-    batches = connection.execute(
-        "SELECT rows FROM payload_offload_log WHERE action = 'copy' ORDER BY rows"
-    ).fetchall()
+    batches = connection.execute("SELECT rows FROM payload_offload_log WHERE action = 'copy' ORDER BY rows").fetchall()
     assert [rows for (rows,) in batches] == [1, 2, 2]
 
 
@@ -151,16 +157,12 @@ def test_null_after_upload_overrides_the_table(
     offload.configure(table)
     offload("install")
     insert_payloads(connection, table, PAYLOADS)
-    answer = offload(
-        "backfill", "--table", "notices", "--tenant", "acme", "--null-after-upload", wish, "--no-resume"
-    )
+    answer = offload("backfill", "--table", "notices", "--tenant", "acme", "--null-after-upload", wish, "--no-resume")
     assert answer.code == 0
     assert set(statuses(connection, table).values()) == {status}
 
 
-def test_a_payload_that_may_not_be_null_is_not_cleared(
-    offload: Command, connection: psycopg.Connection
-) -> None:
+def test_a_payload_that_may_not_be_null_is_not_cleared(offload: Command, connection: psycopg.Connection) -> None:
     table = make_table(connection, threshold_bytes=0, after_copy="reference")
     connection.execute("ALTER TABLE notices ALTER raw_payload SET NOT NULL")
     offload.configure(table)
@@ -217,9 +219,7 @@ def test_tenants_with_any_characters_come_through_as_they_are(
         insert_payloads(connection, notices, PAYLOADS[:1], tenant=tenant)
     answer = offload("drain")
     assert answer.code == 0
-    assert [line.partition(": copied")[0] for line in answer.lines] == [
-        f"notices, tenant {one!r}" for one in tenants
-    ]
+    assert [line.partition(": copied")[0] for line in answer.lines] == [f"notices, tenant {one!r}" for one in tenants]
     document = offload("verify", "--json").document
     assert sorted(partition["tenant"] for partition in document["partitions"]) == tenants
     assert json.dumps(document)

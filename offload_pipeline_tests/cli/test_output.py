@@ -1,25 +1,29 @@
 """Numbers for readers, and the progress bar: on a terminal's stderr, after a moment, and never on stdout."""
 
+import contextlib
 import os
 import pty
 from collections.abc import Iterator
-from typing import TextIO
 
 import pytest
 
 from offload_pipeline.cli import progress
-from offload_pipeline.cli.output import Output, format_age, format_bytes, format_rows
+from offload_pipeline.cli.output import Output, format_age, format_bytes, format_rows, shows_progress
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
-    """A pseudo-terminal as stderr; what it was sent is read from here."""
+@contextlib.contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A pseudo-terminal as stderr; what it shows is read from this descriptor.
+
+    No fixture: pytest puts its own stderr back between a test's set-up and the test.
+    """
     ours, theirs = pty.openpty()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    with os.fdopen(theirs, "w") as stderr, os.fdopen(ours, "r", errors="replace") as screen:
-        monkeypatch.setattr("sys.stderr", stderr)
-        yield screen
+    with os.fdopen(theirs, "w") as stderr, monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", stderr)
+        yield ours
+    os.close(ours)
 
 
 @pytest.mark.parametrize(
@@ -37,27 +41,31 @@ def test_rows_and_ages_are_written_for_readers() -> None:
 
 
 def test_long_work_shows_its_progress_on_stderr_only(
-    terminal: TextIO, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     monkeypatch.setattr(progress, "SHOWN_AFTER_SECONDS", 0)
     seen = ""
-    with Output(as_json=True).progress("notices, tenant '[bold]x'", 200) as advance:
-        while "100 rows" not in seen:
-            seen += os.read(terminal.fileno(), 4096).decode(errors="replace")
-            if "notices" in seen and "100" not in seen:
-                advance(100, 5_000_000)
+    with (
+        terminal(monkeypatch) as screen,
+        Output(as_json=True).progress("notices, tenant '[bold]x'", 200) as advance,
+    ):
+        advance(100, 5_000_000)
+        while "MB/s" not in seen:
+            seen += os.read(screen, 4096).decode(errors="replace")
     assert "notices, tenant '[bold]x'" in seen
+    assert "100 rows" in seen
     assert "rows/s" in seen
-    assert "MB/s" in seen
     assert capsysbinary.readouterr().out == b""
 
 
-def test_short_work_shows_none(terminal: TextIO) -> None:
-    with Output(as_json=False).progress("notices", 200) as advance:
-        advance(200, 1000)
-    os.set_blocking(terminal.fileno(), False)
-    with pytest.raises(BlockingIOError):
-        os.read(terminal.fileno(), 1)
+def test_short_work_shows_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as screen:
+        assert shows_progress()
+        with Output(as_json=False).progress("notices", 200) as advance:
+            advance(200, 1000)
+        os.set_blocking(screen, False)
+        with pytest.raises(BlockingIOError):
+            os.read(screen, 1)
 
 
 def test_without_a_terminal_there_is_no_progress_at_all(

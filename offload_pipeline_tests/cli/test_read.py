@@ -121,17 +121,13 @@ def test_a_damaged_object_is_exit_code_1_and_none_of_it_is_printed(
     assert str(path) in answer.complaint
 
 
-def test_a_key_of_the_wrong_type_is_a_mistake_that_names_the_type(
-    offload: Command, table: TableConfig
-) -> None:
+def test_a_key_of_the_wrong_type_is_a_mistake_that_names_the_type(offload: Command, table: TableConfig) -> None:
     answer = offload("get", "notices", "abc")
     assert answer.code == 2
     assert answer.complaint.endswith("the key is id bigint")
 
 
-def test_negative_keys_need_no_escaping(
-    offload: Command, connection: psycopg.Connection, table: TableConfig
-) -> None:
+def test_negative_keys_need_no_escaping(offload: Command, connection: psycopg.Connection, table: TableConfig) -> None:
     insert_payloads(connection, table, [EXACT], id=-5)
     assert offload("get", "notices", "-5").code == 0
 

@@ -14,9 +14,7 @@ def test_an_empty_queue_says_so(offload: Command, notices: TableConfig) -> None:
     assert (answer.code, answer.lines) == (0, ["nothing pending, nothing done yet"])
 
 
-def test_a_table_that_is_not_installed_is_shown_with_the_mend(
-    offload: Command, connection: psycopg.Connection
-) -> None:
+def test_a_table_that_is_not_installed_is_shown_with_the_mend(offload: Command, connection: psycopg.Connection) -> None:
     offload.configure(make_table(connection))
     answer = offload("status")
     assert answer.code == 0
@@ -40,9 +38,7 @@ def test_pending_rows_are_counted_weighed_and_aged_per_tenant(
     assert any("'acme'" in line and "2.0 kB" in line for line in offload("status").lines)
 
 
-def test_what_was_done_is_added_up(
-    offload: Command, connection: psycopg.Connection, notices: TableConfig
-) -> None:
+def test_what_was_done_is_added_up(offload: Command, connection: psycopg.Connection, notices: TableConfig) -> None:
     payload = large_payload(1000)
     insert_payloads(connection, notices, [payload, payload])
     offload("drain")

@@ -1,6 +1,7 @@
 """An installed project as Dagster sees it: definitions built from a written offload.yaml, and an instance of its own."""
 
 import contextlib
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from dagster import (
     MultiPartitionKey,
     build_sensor_context,
     define_asset_job,
+    instance_for_test,
 )
 from dagster._core.definitions.sensor_definition import SensorExecutionData  # what a tick gives the daemon
 from psycopg import sql
@@ -106,7 +108,8 @@ def opened_project(
     config = load_config()
     pipeline = open_pipeline(config)
     install(pipeline)
-    with DagsterInstance.ephemeral() as instance:
+    # In files: on an ephemeral instance a tick cannot resolve dynamic partitions.
+    with instance_for_test() as instance:
         definitions = Definitions.merge(build_definitions(config), copy_job_definitions())
         yield Project(connection, pipeline, definitions, instance)
 
@@ -129,6 +132,12 @@ def write_config(
     for name in DATABASE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     return path
+
+
+def closed_endpoint() -> str:
+    """An address where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 def evaluations(result: ExecuteInProcessResult, check: str) -> list[AssetCheckEvaluation]:

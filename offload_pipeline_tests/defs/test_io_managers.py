@@ -4,10 +4,8 @@ import base64
 import gzip
 import hashlib
 import re
-import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -27,8 +25,8 @@ from offload_pipeline.defs.partitions import table_tenant_partitions
 from offload_pipeline.offload.reader import StoredPayloads
 from offload_pipeline.storage.seaweedfs import SeaweedFS
 from offload_pipeline_tests.defs.conftest import MakeProject
-from offload_pipeline_tests.defs.project import COPY_JOB, QUIET, Project, metadata_of, write_config
-from offload_pipeline_tests.factories import large_payload, stored_files
+from offload_pipeline_tests.defs.project import COPY_JOB, QUIET, Project, closed_endpoint, metadata_of, write_config
+from offload_pipeline_tests.factories import large_payload, make_table, stored_files
 
 PAYLOADS = [large_payload(20_000, seed=1), large_payload(300, seed=2), '{"exact": 1.10, "large": 123456789012345678901234567890}']
 
@@ -52,14 +50,7 @@ def failure_of(result: ExecuteInProcessResult, step: str = "payload_objects") ->
         return str(data.user_failure_data.description)
     error = data.error
     assert error is not None
-    while error.cause is not None:
-        error = error.cause
-    return error.message
-
-
-def closed_endpoint() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"http://127.0.0.1:{server.getsockname()[1]}"
+    return (error.cause or error).message
 
 
 def test_every_pending_payload_is_stored_as_gzip_of_its_canonical_bytes(project: Project, tmp_path: Path) -> None:
@@ -103,8 +94,6 @@ def test_an_empty_queue_is_a_copy_of_nothing_without_a_picture(project: Project)
 def test_a_row_that_cannot_be_stored_is_counted_and_does_not_fail_the_others(
     make_project: MakeProject, connection: psycopg.Connection
 ) -> None:
-    from offload_pipeline_tests.factories import make_table
-
     project = make_project([make_table(connection, threshold_bytes=0, max_object_bytes=1000)])
     project.insert(PAYLOADS)
     before = project.hashes()

@@ -206,7 +206,7 @@ class _Error500(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_error(500)
 
-    do_PUT = do_GET
+    do_PUT = do_GET  # noqa: N815 - called by the base class
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
         pass
@@ -252,9 +252,7 @@ def test_a_server_error_may_pass(s3_at: Callable[[int], ObjectStore]) -> None:
 def small_disk(folder: Path, options: str = "size=64k") -> Iterator[None]:
     """A file system of 64 kB mounted on the folder; skips the test where that is not allowed."""
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("may not mount a file system here")
     try:

@@ -8,7 +8,7 @@ WHERE n.nspname = %(schema)s
 
 -- name: same_name_other_case
 -- For the hint when a table is not found.
-SELECT n.nspname, c.relname
+SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE lower(c.relname) = lower(%(name)s)

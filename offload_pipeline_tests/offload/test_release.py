@@ -1,0 +1,177 @@
+"""Release frees what verification passed and PostgreSQL itself hashed again, and nothing else."""
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from offload_pipeline.offload import release as release_module
+from offload_pipeline_tests.factories import large_payload, row_hashes
+from offload_pipeline_tests.offload.installation import Installation, installed
+from offload_pipeline_tests.offload.stores import CountingStore
+
+PAYLOAD = '{"n": 1}'
+SHA256 = hashlib.sha256(PAYLOAD.encode()).hexdigest()
+
+
+def held(notices: Installation) -> dict[Any, str | None]:
+    return row_hashes(notices.connection, notices.config)
+
+
+@pytest.mark.parametrize("after_copy", ["clear", "reference", "keep"])
+def test_what_is_left_in_the_row_is_as_configured(database_url: str, local_store_url: str, after_copy: str) -> None:
+    with installed(database_url, local_store_url, after_copy=after_copy) as notices:
+        (key,) = notices.insert([PAYLOAD])
+        drained = notices.drain()
+        assert drained.is_sound
+        assert drained.released.rows_released == (0 if after_copy == "keep" else 1)
+        assert drained.released.payload_bytes == (0 if after_copy == "keep" else len(PAYLOAD))
+        assert notices.one_status() == ("copied" if after_copy == "keep" else "in_storage")
+        assert (held(notices)[key] == SHA256) == (after_copy == "keep")
+        assert (held(notices)[key] is None) == (after_copy == "clear")
+        notices.assert_invariant()
+        assert notices.drain().is_sound, "and a second pass finds nothing to do"
+        notices.assert_invariant()
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("payload_type", ["jsonb", "json", "text"])
+def test_a_reference_says_in_the_columns_own_type_where_the_payload_is(
+    database_url: str, tmp_path_factory: pytest.TempPathFactory, payload_type: str
+) -> None:
+    url = (tmp_path_factory.mktemp("a folder with 100%") / "objects").as_uri()
+    with installed(database_url, url, after_copy="reference", payload_type=payload_type) as notices:
+        (key,) = notices.insert([PAYLOAD])
+        assert notices.drain().is_sound
+        row = notices.execute(
+            "SELECT raw_payload::text, payload_stored_at, raw_payload FROM {table} WHERE id = %s", key
+        ).fetchone()
+        assert row is not None
+        text, stored_at, value = row
+        reference = json.loads(text)
+        assert isinstance(value, str if payload_type == "text" else dict)
+        assert reference["payload_type"] == "storage_ref"
+        assert reference["storage_path"] == notices.object_key(key)
+        assert reference["size_bytes"] == len(PAYLOAD)
+        assert reference["url"] == f"{url}/{notices.object_key(key)}"
+        shown = notices.connection.execute("SELECT to_jsonb(%s::timestamptz) #>> '{}'", (stored_at,)).fetchone()
+        assert shown is not None
+        assert reference["moved_at"][:19] == shown[0][:19]
+        notices.assert_invariant()
+
+
+def test_a_payload_that_looks_like_a_reference_is_a_payload(database_url: str, local_store_url: str) -> None:
+    with installed(database_url, local_store_url, after_copy="reference") as notices:
+        looks_alike = f'{{"payload_type": "storage_ref", "storage_path": "x", "size_bytes": 1, "sha256": "{SHA256}"}}'
+        notices.insert([looks_alike, PAYLOAD])
+        assert notices.drain().is_sound
+        assert notices.one_status() == "in_storage"
+        notices.assert_invariant()
+
+
+def test_nothing_is_freed_before_the_release_delay_is_over(database_url: str, local_store_url: str) -> None:
+    with installed(database_url, local_store_url, release_delay="1 hour") as notices:
+        old, new = notices.insert([PAYLOAD] * 2)
+        notices.copy()
+        notices.execute("UPDATE {table} SET payload_stored_at = now() - interval '61 minutes' WHERE id = %s", old)
+        notices.verify()
+        assert notices.release().rows_released == 1
+        assert notices.statuses() == {old: "in_storage", new: "copied"}
+        notices.assert_invariant()
+
+
+def test_release_goes_page_by_page_within_its_limits(notices: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release_module, "PAGE_ROWS", 4)
+    monkeypatch.setattr(release_module, "PAGE_BYTES", 1000)
+    notices.insert([*(large_payload(100, seed) for seed in range(10)), *(large_payload(700, seed) for seed in range(5))])
+    notices.copy()
+    notices.verify()
+    pages: list[tuple[int, int]] = []
+    released = notices.pipeline.release(notices.partition(), "run", progress=lambda rows, size: pages.append((rows, size)))
+    assert released.rows_released == 15
+    assert sum(rows for rows, _ in pages) == 15
+    assert max(rows for rows, _ in pages) == 4
+    assert all(size < 1000 + 700 for _, size in pages), "at most one row past the limit"
+    assert len(pages) >= 5
+    notices.assert_invariant()
+
+
+@pytest.mark.parametrize("page_rows", [2, 200])
+def test_a_row_that_the_table_refuses_to_free_does_not_stop_the_others(
+    notices: Installation, monkeypatch: pytest.MonkeyPatch, page_rows: int
+) -> None:
+    monkeypatch.setattr(release_module, "PAGE_ROWS", page_rows)
+    notices.insert([PAYLOAD] * 7)
+    notices.execute("ALTER TABLE {table} ADD CONSTRAINT needed CHECK (id NOT IN (3, 7) OR raw_payload IS NOT NULL)")
+    notices.copy()
+    notices.verify()
+    released = notices.release()
+    assert (released.rows_released, released.rows_failed) == (5, 2)
+    assert {key for key, status in notices.statuses().items() if status == "copied"} == {3, 7}
+    failures = notices.failures()
+    assert set(failures) == {"3", "7"}
+    assert {(one["stage"], one["error_class"]) for one in failures.values()} == {("release", "CheckViolation")}
+    notices.assert_invariant()
+    notices.execute("ALTER TABLE {table} DROP CONSTRAINT needed")
+    assert notices.release().rows_released == 2
+    assert all(one["resolved_at"] for one in notices.failures().values())
+    notices.assert_invariant()
+
+
+OTHER_SHA256 = hashlib.sha256(b"another payload").hexdigest()
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize(
+    "edit",
+    [
+        f"payload_hash_sha256 = '{OTHER_SHA256}'",
+        "payload_hash_sha256 = NULL",
+        "raw_object_key = NULL",
+        "raw_object_key = 'acme/notices/1/elsewhere'",
+        f"raw_object_key = replace(raw_object_key, '{SHA256}', '{OTHER_SHA256}'), payload_hash_sha256 = '{OTHER_SHA256}'",
+    ],
+)
+def test_a_row_whose_pointer_was_edited_after_verification_is_not_freed_but_stored_anew(
+    notices: Installation, edit: str
+) -> None:
+    edited, other = notices.insert([PAYLOAD] * 2)
+    notices.copy()
+    notices.verify()
+    notices.execute(f"UPDATE {{table}} SET {edit} WHERE id = %s", edited)  # noqa: S608 - the test's own
+    released = notices.release()
+    assert (released.rows_released, released.rows_failed) == (1, 1)
+    assert notices.statuses() == {edited: "pending_move", other: "in_storage"}
+    assert held(notices)[edited] == SHA256
+    notices.assert_invariant()
+    assert notices.drain().is_sound
+    assert notices.one_status() == "in_storage"
+    notices.assert_invariant()
+
+
+def test_release_asks_the_database_alone(notices: Installation) -> None:
+    notices.insert([PAYLOAD] * 3)
+    notices.copy()
+    notices.verify()
+    store = CountingStore(notices.store)
+    notices.with_store(store).release()
+    assert not store.gets
+    assert not store.trailers
+    assert not store.puts
+    assert notices.one_status() == "in_storage"
+
+
+def test_a_row_whose_release_a_trigger_suppresses_is_left(notices: Installation) -> None:
+    notices.insert([PAYLOAD] * 2)
+    notices.copy()
+    notices.verify()
+    notices.connection.execute(
+        "CREATE FUNCTION ignore() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"
+    )
+    notices.execute(
+        "CREATE TRIGGER ignore BEFORE UPDATE ON {table} FOR EACH ROW WHEN (OLD.id = 1) EXECUTE FUNCTION ignore()"
+    )
+    released = notices.release()
+    assert (released.rows_released, released.rows_left, released.rows_failed) == (1, 1, 0)
+    notices.assert_invariant()

@@ -1,0 +1,232 @@
+"""Backfill of rows older than the trigger: found, copied without marking, resumed, and never passed over."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import Connection
+
+from offload_pipeline.config import TableConfig
+from offload_pipeline.database.connection import transaction
+from offload_pipeline.offload.claims import BatchLimits, Partition, PendingBatches
+from offload_pipeline.offload.unseen import UnseenBatches, count_unseen, unseen_tenants
+from offload_pipeline.pipeline import Pipeline
+from offload_pipeline_tests.factories import (
+    insert_payloads,
+    install,
+    large_payload,
+    make_pipeline,
+    make_table,
+    row_hashes,
+    statuses,
+)
+from offload_pipeline_tests.invariant import assert_invariant
+from offload_pipeline_tests.offload.stores import CountingStore
+
+THRESHOLD = 1000
+SMALL, LARGE = large_payload(100), large_payload(3000)
+
+
+class OldTable:
+    """A table filled before install: ten tenants' worth of small and large rows, alternating."""
+
+    def __init__(self, connection: Connection, database_url: str, store_url: str, **options: Any) -> None:
+        self.connection = connection
+        self.config: TableConfig = make_table(connection, threshold_bytes=THRESHOLD, **options)
+        self.pipeline: Pipeline = make_pipeline(database_url, store_url, [self.config])
+
+    def fill(self, rows: int, tenant: str = "acme") -> list[Any]:
+        payloads = [large_payload(3000, seed) if seed % 2 else SMALL for seed in range(rows)]
+        return insert_payloads(self.connection, self.config, payloads, tenant=tenant)
+
+    def partition(self, tenant: str = "acme") -> Partition:
+        return Partition(self.pipeline.table(self.connection, self.config.name), tenant)
+
+    def checkpoint(self, tenant: str = "acme") -> tuple[Any, bool]:
+        row = self.connection.execute(
+            "SELECT checkpoint, backfilled_at IS NOT NULL FROM payload_offload_state WHERE tenant_id = %s", [tenant]
+        ).fetchone()
+        assert row is not None
+        return row[0], row[1]
+
+    def count(self, status: str | None) -> int:
+        return list(statuses(self.connection, self.config).values()).count(status)
+
+
+@pytest.fixture
+def old_table(database_url: str, local_store_url: str) -> Iterator[OldTable]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield OldTable(connection, database_url, local_store_url)
+
+
+@pytest.mark.both_servers
+def test_rows_older_than_the_trigger_are_offloaded_and_small_ones_stay_as_they_are(old_table: OldTable) -> None:
+    old_table.fill(20)
+    expected = row_hashes(old_table.connection, old_table.config)
+    install(old_table.pipeline)
+    result = old_table.pipeline.drain(old_table.partition(), "run", unseen=True)
+    assert result.is_sound
+    assert result.copied.rows_copied == result.released.rows_released == 10
+    assert (old_table.count("in_storage"), old_table.count(None)) == (10, 10)
+    assert_invariant(old_table.connection, old_table.pipeline.store, old_table.config, expected)
+
+
+def test_a_drain_leaves_rows_older_than_the_trigger_alone(old_table: OldTable) -> None:
+    old_table.fill(4)
+    install(old_table.pipeline)
+    assert old_table.pipeline.drain(old_table.partition(), "run").copied.rows_copied == 0
+
+
+def test_their_tenants_are_found_without_reading_every_row(old_table: OldTable) -> None:
+    for tenant in ("acme", "b|c", "", "Zoë, Inc."):
+        old_table.fill(3, tenant)
+    insert_payloads(old_table.connection, old_table.config, [LARGE], tenant_id=None)
+    install(old_table.pipeline)
+    assert sorted(unseen_tenants(old_table.connection, old_table.partition().table)) == ["", "Zoë, Inc.", "acme", "b|c"]
+
+
+def test_a_dry_run_counts_what_a_backfill_would_move(old_table: OldTable) -> None:
+    old_table.fill(10)
+    install(old_table.pipeline)
+    rows, payload_bytes = count_unseen(old_table.connection, old_table.partition())
+    result = old_table.pipeline.copy(old_table.partition(), "run", unseen=True)
+    assert (rows, payload_bytes) == (result.rows_copied, result.payload_bytes) == (5, payload_bytes)
+
+
+def test_a_finished_scan_is_not_begun_again_unless_asked_for(old_table: OldTable) -> None:
+    keys = old_table.fill(10)
+    install(old_table.pipeline)
+    old_table.pipeline.copy(old_table.partition(), "run", unseen=True, batch_rows=3)
+    assert old_table.checkpoint() == ([str(keys[-1])], True)
+    table = f"{old_table.config.relation}"
+    old_table.connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+    insert_payloads(old_table.connection, old_table.config, [LARGE], payload_storage_status=None)
+    assert old_table.pipeline.copy(old_table.partition(), "run", unseen=True).rows_copied == 0
+    assert old_table.pipeline.copy(old_table.partition(), "run", unseen=True, resume=False).rows_copied == 1
+
+
+def test_an_interrupted_scan_goes_on_behind_its_checkpoint_and_stores_nothing_twice(old_table: OldTable) -> None:
+    keys = old_table.fill(20)
+    install(old_table.pipeline)
+    batches = UnseenBatches(old_table.pipeline.database, old_table.partition(), BatchLimits(4, 1 << 20), 8)
+    with old_table.pipeline.connect() as connection, transaction(connection):
+        first = batches.claim(connection)
+    assert first is not None
+    assert [row.key for row in first.rows] == [(str(keys[1]),), (str(keys[3]),)]
+    with old_table.pipeline.connect() as connection:
+        # The first page is done with, the second dies with its worker.
+        batches.finish(connection, first, [row.key for row in first.rows])
+        with transaction(connection):
+            batches.claim(connection)
+    assert old_table.checkpoint() == ([str(keys[3])], False)
+    store = CountingStore(old_table.pipeline.store)
+    pipeline = Pipeline(old_table.pipeline.config, old_table.pipeline.database, store)
+    assert pipeline.copy(old_table.partition(), "run", unseen=True).rows_copied == 10
+    assert set(store.puts.values()) == {1}
+
+
+def test_the_checkpoint_waits_for_a_page_that_is_not_finished(old_table: OldTable) -> None:
+    keys = old_table.fill(8)
+    install(old_table.pipeline)
+    batches = UnseenBatches(old_table.pipeline.database, old_table.partition(), BatchLimits(4, 1 << 20), 8)
+    with old_table.pipeline.connect() as slow, old_table.pipeline.connect() as quick:
+        with transaction(slow):
+            first = batches.claim(slow)
+            with transaction(quick):
+                second = batches.claim(quick)
+            assert first is not None
+            assert second is not None
+            batches.finish(quick, second, [])
+            assert old_table.connection.execute("SELECT FROM payload_offload_state").rowcount == 0
+        batches.finish(slow, first, [])
+    assert old_table.checkpoint()[0] == [str(keys[7])]
+
+
+def test_rows_that_another_worker_holds_are_found_by_a_later_scan(old_table: OldTable) -> None:
+    keys = old_table.fill(6)
+    install(old_table.pipeline)
+    with old_table.pipeline.connect() as other, transaction(other):
+        dying = UnseenBatches(old_table.pipeline.database, old_table.partition(), BatchLimits(2, 1 << 20), 8)
+        held = dying.claim(other)
+        assert held is not None
+        assert old_table.pipeline.copy(old_table.partition(), "run", unseen=True).rows_copied == 2
+    assert statuses(old_table.connection, old_table.config)[keys[1]] is None
+    assert old_table.pipeline.copy(old_table.partition(), "run", unseen=True).rows_copied == 1
+
+
+def test_a_row_that_cannot_be_copied_joins_the_queue_with_its_failure(database_url: str, local_store_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        old = OldTable(connection, database_url, local_store_url, max_object_bytes=2000)
+        keys = old.fill(4)
+        install(old.pipeline)
+        result = old.pipeline.copy(old.partition(), "run", unseen=True)
+        assert (result.rows_copied, result.rows_failed) == (0, 2)
+        assert statuses(connection, old.config)[keys[1]] == "pending_move"
+        assert connection.execute("SELECT FROM payload_offload_failures WHERE permanent").rowcount == 2
+
+
+def test_a_row_changed_during_the_scan_keeps_the_applications_value_and_is_not_forgotten(old_table: OldTable) -> None:
+    keys = old_table.fill(2)
+    install(old_table.pipeline)
+
+    class Meddling(CountingStore):
+        def put(self, key: str, data: bytes) -> None:
+            if not self.puts:
+                old_table.connection.execute(f"UPDATE {old_table.config.relation} SET created_at = now()")
+            super().put(key, data)
+
+    pipeline = Pipeline(old_table.pipeline.config, old_table.pipeline.database, Meddling(old_table.pipeline.store))
+    expected = row_hashes(old_table.connection, old_table.config)
+    first = pipeline.drain(old_table.partition(), "run", unseen=True)
+    # The scan left it, queued it, and the pass over the queue took it.
+    assert first.copied.rows_left == 1
+    assert statuses(old_table.connection, old_table.config)[keys[1]] == "in_storage"
+    assert_invariant(old_table.connection, pipeline.store, old_table.config, expected)
+
+
+def test_a_page_of_large_payloads_is_read_in_pieces_of_the_byte_limit(old_table: OldTable) -> None:
+    old_table.fill(20)
+    install(old_table.pipeline)
+    batches = UnseenBatches(old_table.pipeline.database, old_table.partition(), BatchLimits(20, 5000), 8)
+    with old_table.pipeline.connect() as connection, transaction(connection):
+        batch = batches.claim(connection)
+    assert batch is not None
+    assert [len(batch.rows), *map(len, batch.rest)] == [2, 2, 2, 2, 2]
+
+
+@pytest.mark.both_servers
+def test_composite_and_text_keys_are_scanned_to_the_end(database_url: str, local_store_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        keys = {"region": 'text COLLATE "C"', "day": "date", "number": "numeric"}
+        old = OldTable(connection, database_url, local_store_url, key_columns=keys, tenant_column=None)
+        for index, region in enumerate(("b,c", "a", "Ä", "%")):
+            insert_payloads(connection, old.config, [LARGE], region=region, day=f"2026-01-0{index + 1}", number="1.50")
+        install(old.pipeline)
+        expected = row_hashes(connection, old.config)
+        assert old.pipeline.drain(old.partition(), "run", unseen=True, batch_rows=1).copied.rows_copied == 4
+        assert_invariant(connection, old.pipeline.store, old.config, expected)
+
+
+def test_two_scans_at_once_store_no_row_twice(old_table: OldTable) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    old_table.fill(200)
+    install(old_table.pipeline)
+    store = CountingStore(old_table.pipeline.store)
+    pipeline = Pipeline(old_table.pipeline.config, old_table.pipeline.database, store)
+    partition = old_table.partition()
+    with ThreadPoolExecutor(2) as workers:
+        results = list(workers.map(lambda n: pipeline.copy(partition, f"run{n}", unseen=True, batch_rows=7), range(2)))
+    again = pipeline.copy(partition, "again", unseen=True)
+    assert sum(result.rows_copied for result in results) + again.rows_copied == 100
+    assert set(store.puts.values()) == {1}
+
+
+def test_the_queue_is_drained_as_well_in_the_same_pass(old_table: OldTable) -> None:
+    old_table.fill(4)
+    install(old_table.pipeline)
+    insert_payloads(old_table.connection, old_table.config, [LARGE])
+    assert old_table.pipeline.copy(old_table.partition(), "run", unseen=True).rows_copied == 3
+    batches = old_table.pipeline.batches(old_table.partition(), unseen=True)
+    assert [type(one) for one in batches] == [UnseenBatches, PendingBatches]

@@ -1,0 +1,66 @@
+"""A worker in a process of its own, which tests start, count and kill: `python -m ….worker TENANT PASSES`.
+
+Prints one JSON document: rows copied, PUTs by object key, and this process's peak memory.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from offload_pipeline.config import CONFIG_VARIABLE
+from offload_pipeline.offload.claims import Partition
+from offload_pipeline.pipeline import Pipeline, open_pipeline
+from offload_pipeline_tests.offload.stores import CountingStore
+
+REPOSITORY = Path(__file__).parents[2]
+FOREVER = 10**9
+MODULE = "offload_pipeline_tests.offload.worker"
+
+
+def start_worker(pipeline: Pipeline, folder: Path, *, tenant: str = "acme", passes: int = 1) -> "subprocess.Popen[str]":
+    """Starts a worker on the same database and store; `folder` takes its configuration. The caller waits for it."""
+    config = folder / "offload.yaml"
+    document = pipeline.config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    config.write_text(json.dumps(document))
+    return subprocess.Popen(
+        [sys.executable, "-m", MODULE, tenant, str(passes)],
+        cwd=REPOSITORY,
+        env={**os.environ, CONFIG_VARIABLE: str(config)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result_of(worker: "subprocess.Popen[str]") -> dict[str, Any]:
+    """What a worker printed; the process has ended well."""
+    printed, _ = worker.communicate(timeout=120)
+    assert worker.returncode == 0
+    result: dict[str, Any] = json.loads(printed)
+    return result
+
+
+def main(tenant: str, passes: int) -> None:
+    """Copy, verify, release, again and again."""
+    pipeline = open_pipeline()
+    store = CountingStore(pipeline.store)
+    pipeline = replace(pipeline, store=store)
+    with pipeline.connect() as connection:
+        (table,) = pipeline.tables(connection)
+    counted: Counter[str] = Counter()
+    for _ in range(passes):
+        drained = pipeline.drain(Partition(table, tenant), f"worker-{os.getpid()}")
+        counted["rows_copied"] += drained.copied.rows_copied
+        counted["rows_failed"] += drained.copied.rows_failed
+        counted["rows_released"] += drained.released.rows_released
+    peak_kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({**counted, "puts": store.puts, "peak_megabytes": peak_kilobytes / 1024}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
