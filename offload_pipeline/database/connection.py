@@ -66,7 +66,7 @@ class Database:
                 "database.url is not a PostgreSQL URL; write postgresql://user@host:5432/database"
             ) from None
         except psycopg.OperationalError as error:
-            reason = (str(error).strip().splitlines() or ["no answer"])[-1].removeprefix("connection failed: ")
+            reason = (str(error).strip().splitlines() or ["no answer"])[0].removeprefix("connection failed: ")
             raise UserError(
                 f"cannot connect to {self.where()}: {reason}; check database.url and that the server runs"
             ) from None

@@ -99,8 +99,7 @@ def test_a_finished_scan_is_not_begun_again_unless_asked_for(old_table: OldTable
     install(old_table.pipeline)
     old_table.pipeline.copy(old_table.partition(), "run", unseen=True, batch_rows=3)
     assert old_table.checkpoint() == ([str(keys[-1])], True)
-    table = f"{old_table.config.relation}"
-    old_table.connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+    old_table.connection.execute("ALTER TABLE public.notices DISABLE TRIGGER USER")
     insert_payloads(old_table.connection, old_table.config, [LARGE], payload_storage_status=None)
     assert old_table.pipeline.copy(old_table.partition(), "run", unseen=True).rows_copied == 0
     assert old_table.pipeline.copy(old_table.partition(), "run", unseen=True, resume=False).rows_copied == 1
@@ -173,7 +172,7 @@ def test_a_row_changed_during_the_scan_keeps_the_applications_value_and_is_not_f
     class Meddling(CountingStore):
         def put(self, key: str, data: bytes) -> None:
             if not self.puts:
-                old_table.connection.execute(f"UPDATE {old_table.config.relation} SET created_at = now()")
+                old_table.connection.execute("UPDATE public.notices SET created_at = now()")
             super().put(key, data)
 
     pipeline = Pipeline(old_table.pipeline.config, old_table.pipeline.database, Meddling(old_table.pipeline.store))

@@ -37,9 +37,10 @@ UPDATE {relation} AS t
 SET
     {status} = 'pending_move',
     {size} = coalesce(t.{size}, pg_column_size(t.{payload}))
-FROM unnest({key_arrays}) AS k ({key_names_bare})
+FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
 WHERE {keys_match}
     AND t.{status} IS NULL
+RETURNING k.position, t.xmin::text
 
 -- name: read_checkpoint
 SELECT checkpoint, backfilled_at
