@@ -57,7 +57,8 @@ def parse_duration(value: object) -> object:
         raise ValueError(f"is not a duration; write for example 90 days, 5 minutes or 0s, not {value!r}")
     seconds = 0.0
     for number, unit in parts:
-        size = _DURATION_UNITS.get(unit) or _DURATION_UNITS.get(unit.removesuffix("s"))
+        # Only words have a plural: ms would otherwise pass for minutes.
+        size = _DURATION_UNITS.get(unit.removesuffix("s") if len(unit) > 2 else unit)
         if size is None:
             raise ValueError(f"has the unknown unit {unit!r}; use seconds, minutes, hours, days or weeks")
         seconds += float(number) * size

@@ -154,7 +154,7 @@ def _is_running(pgdata: Path) -> bool:
     pid_file = pgdata / "postmaster.pid"
     if not pid_file.exists():
         return False
-    pid = int((pid_file.read_text().split() or [os.getpid()])[0])  # empty, if killed while it was written
+    pid = int((pid_file.read_text().split() or [str(os.getpid())])[0])  # empty, if killed while it was written
     with suppress(psutil.Error):
         if Path(psutil.Process(pid).cwd()) == pgdata:
             return True

@@ -29,38 +29,67 @@ def check_database(connection: Connection, schema: str) -> None:
 
 def check_table(connection: Connection, table: Table) -> None:
     """Refuses, in one line each, what would make offloading this table unsafe or impossible."""
-    config, relation = table.config, table.names()["relation"].as_string(connection)
-    privileges = connection.execute(
-        statement("install/catalog", "privileges"),
-        dict(zip(("schema", "name"), config.schema_and_name, strict=True)) | {"bookkeeping_schema": table.schema},
+    relation = table.names()["relation"].as_string(connection)
+    is_partition = _check_privileges(connection, table, relation)
+    if table.kind == "p":
+        raise UserError(
+            f"{table.name}: {relation} is partitioned; add the five pointer columns to it, "
+            "and name one of its partitions as relation"
+        )
+    _check_key(connection, table, relation)
+    _check_columns(table)
+    if is_partition and not table.is_installed:
+        raise UserError(
+            f"{table.name}: {relation} is a partition, to which columns cannot be added; "
+            "add the five pointer columns to the table it is part of"
+        )
+
+
+def _check_privileges(connection: Connection, table: Table, relation: str) -> bool:
+    """Refuses a role that may not install; returns whether the table is a partition."""
+    schema_and_name = dict(zip(("schema", "name"), table.config.schema_and_name, strict=True))
+    found = connection.execute(
+        statement("install/catalog", "privileges"), schema_and_name | {"bookkeeping_schema": table.schema}
     ).fetchone()
-    assert privileges is not None  # noqa: S101 - the table was inspected a moment ago
-    owns_table, closed_schemas, is_partition, role, owner = privileges
+    assert found is not None  # noqa: S101 - the table was inspected a moment ago
+    owns_table, closed_schemas, is_partition, role, owner = found
     if not owns_table:
         raise UserError(f"{table.name}: {role} does not own {relation}; connect as {owner}, or GRANT {owner} TO {role}")
     if closed_schemas:
-        raise UserError(f"{table.name}: {role} may not create in schema {closed_schemas[0]}; "
-                        f"GRANT CREATE, USAGE ON SCHEMA {closed_schemas[0]} TO {role}")  # fmt: skip
-    if table.kind == "p":
-        raise UserError(f"{table.name}: {relation} is partitioned; add the five pointer columns to it, "
-                        "and name one of its partitions as relation")  # fmt: skip
+        schema = closed_schemas[0]
+        raise UserError(
+            f"{table.name}: {role} may not create in schema {schema}; GRANT CREATE, USAGE ON SCHEMA {schema} TO {role}"
+        )
+    return bool(is_partition)
+
+
+def _check_key(connection: Connection, table: Table, relation: str) -> None:
     unique = connection.execute(statement("install/catalog", "unique_keys"), {"relation": relation}).fetchall()
     if not unique:
         raise UserError(f"{table.name}: {relation} has no primary key; add one: its rows cannot be told apart")
-    if sorted(config.primary_key) not in [names for names, _ in unique]:
-        raise UserError(f"{table.name}: primary_key [{', '.join(config.primary_key)}] is not unique in {relation}; "
-                        f"write [{', '.join(unique[0][0])}]")  # fmt: skip
-    if config.after_copy == "clear" and table.columns[config.payload].not_null:
-        raise UserError(f"{table.name}: {config.payload} is NOT NULL and after_copy is clear; "
-                        f"ALTER COLUMN {config.payload} DROP NOT NULL, or set after_copy: reference")  # fmt: skip
+    if sorted(table.config.primary_key) not in [names for names, _ in unique]:
+        raise UserError(
+            f"{table.name}: primary_key [{', '.join(table.config.primary_key)}] is not unique in {relation}; "
+            f"write [{', '.join(unique[0][0])}]"
+        )
+
+
+def _check_columns(table: Table) -> None:
+    payload = table.config.payload
+    if table.config.after_copy == "clear" and table.columns[payload].not_null:
+        raise UserError(
+            f"{table.name}: {payload} is NOT NULL and after_copy is clear; "
+            f"ALTER COLUMN {payload} DROP NOT NULL, or set after_copy: reference"
+        )
     for field, types in POINTER_TYPES.items():
-        column = table.columns.get(getattr(config.columns, field))
+        column = table.columns.get(getattr(table.config.columns, field))
         if column and column.type not in types:
-            raise UserError(f"{table.name}: columns.{field}: {column.name} is {column.type}, not {types[0]}; "
-                            "name another column, or leave it to install to add one")  # fmt: skip
+            raise UserError(
+                f"{table.name}: columns.{field}: {column.name} is {column.type}, not {types[0]}; "
+                "name another column, or leave it to install to add one"
+            )
         if column and column.not_null and field != "status":
-            raise UserError(f"{table.name}: columns.{field}: {column.name} is NOT NULL, but a row whose payload is not in "
-                            f"storage has none; ALTER COLUMN {column.name} DROP NOT NULL")  # fmt: skip
-    if is_partition and not table.is_installed:
-        raise UserError(f"{table.name}: {relation} is a partition, to which columns cannot be added; "
-                        "add the five pointer columns to the table it is part of")  # fmt: skip
+            raise UserError(
+                f"{table.name}: columns.{field}: {column.name} is NOT NULL, but a row whose payload is not in "
+                f"storage has none; ALTER COLUMN {column.name} DROP NOT NULL"
+            )

@@ -50,7 +50,6 @@ def read_payload(store: ObjectStore, named: NamedObject) -> bytes:
 
     Raises ObjectMissingError, ObjectDamagedError or StoreUnavailableError.
     """
-    _check_pointer(named)
     data = store.get(named.object_key)
     try:
         payload = unpack(data)
@@ -63,7 +62,11 @@ def read_payload(store: ObjectStore, named: NamedObject) -> bytes:
 
 def check_whole(store: ObjectStore, named: NamedObject) -> int:
     """Reads, unpacks and hashes the whole object. Returns payload bytes read; raises as `read_payload`."""
-    return len(read_payload(store, named))
+    _check_pointer(named)
+    found = len(read_payload(store, named))
+    if found != named.payload_bytes:
+        raise ObjectDamagedError(f"{named.object_key} holds {found} bytes, the row says {named.payload_bytes}")
+    return found
 
 
 def _check_pointer(named: NamedObject) -> None:

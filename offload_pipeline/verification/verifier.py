@@ -108,11 +108,13 @@ class _Verifier:
 
     def _pages(self, name: str) -> Iterator[list[NamedObject]]:
         cursor: tuple[datetime, Key] | None = None
-        while len(self._result.unanswered) < STORE_DOWN_AFTER_FAILURES and (page := self._page(name, cursor)):
+        while page := self._page(name, cursor, PAGE_ROWS):
             yield page
+            if len(self._result.unanswered) >= STORE_DOWN_AFTER_FAILURES:
+                return
             cursor = (page[-1].stored_at, page[-1].key)
 
-    def _page(self, name: str, cursor: tuple[datetime, Key] | None, rows: int = PAGE_ROWS) -> list[NamedObject]:
+    def _page(self, name: str, cursor: tuple[datetime, Key] | None, rows: int) -> list[NamedObject]:
         table = self._partition.table
         with transaction(self._connection):
             found = self._connection.execute(
@@ -177,6 +179,7 @@ class _Verifier:
             if damage.named.key in named_still and damage.named.key not in seen:
                 is_transient = isinstance(damage.error, TransientError)
                 (self._result.unanswered if is_transient else self._result.damaged).append(damage)
+                seen.add(damage.named.key)
 
     def _resolve(self, page: list[NamedObject], wrong: list[Damage]) -> None:
         unsound = {damage.named.key for damage in wrong}

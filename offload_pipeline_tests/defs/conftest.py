@@ -21,6 +21,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "filterwarnings",
         r"ignore:InitResourceContext.dagster_run is deprecated:DeprecationWarning:dagster._core.execution.context.init",
     )
+    # The tags that Dagster itself gives to runs of a multi-dimensional partition break Dagster's rule for tags.
+    config.addinivalue_line(
+        "filterwarnings", r"ignore:Non-compliant tag keys like \['dagster/partition/table':DeprecationWarning"
+    )
 
 
 @pytest.fixture
@@ -32,9 +36,13 @@ def connection(database_url: str) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture
 def make_project(
-    connection: psycopg.Connection, database_url: str, local_store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    connection: psycopg.Connection,
+    database_url: str,
+    local_store_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MakeProject]:
-    """Opens a project; without `tables` on notices, every payload of which moves. Keywords are sections of offload.yaml."""
+    """Opens a project; without `tables` on notices, of which every payload moves; keywords are sections of offload.yaml."""
     with ExitStack() as stack:
 
         def make(tables: Any = None, object_store: Any = None, **sections: Any) -> Project:

@@ -40,7 +40,7 @@ print(*sorted(job.name for job in offload_pipeline.definitions.defs.jobs))
 def listener() -> Iterator[socket.socket]:
     """Where database and store are said to be; whoever calls is seen."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.setblocking(False)
+        server.settimeout(0)
         yield server
 
 
@@ -133,7 +133,9 @@ def test_every_asset_is_partitioned_by_table_and_tenant_one_partition_a_run(repo
         assert node.group_name == "offload"
 
 
-def test_payloads_are_released_after_they_are_stored_after_the_queue_is_measured(repository: RepositoryDefinition) -> None:
+def test_payloads_are_released_after_they_are_stored_after_the_queue_is_measured(
+    repository: RepositoryDefinition,
+) -> None:
     graph = repository.asset_graph
     parents = {name: {key.to_user_string() for key in graph.get(AssetKey(name)).parent_keys} for name in ASSETS}
     assert parents == {

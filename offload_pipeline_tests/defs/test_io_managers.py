@@ -28,7 +28,11 @@ from offload_pipeline_tests.defs.conftest import MakeProject
 from offload_pipeline_tests.defs.project import COPY_JOB, QUIET, Project, closed_endpoint, metadata_of, write_config
 from offload_pipeline_tests.factories import large_payload, make_table, stored_files
 
-PAYLOADS = [large_payload(20_000, seed=1), large_payload(300, seed=2), '{"exact": 1.10, "large": 123456789012345678901234567890}']
+PAYLOADS = [
+    large_payload(20_000, seed=1),
+    large_payload(300, seed=2),
+    '{"exact": 1.10, "large": 123456789012345678901234567890}',
+]
 
 
 @pytest.fixture
@@ -110,7 +114,9 @@ def with_reader(project: Project, per: str) -> None:
     partitions = table_tenant_partitions(project.pipeline.config) if per == "partition" else None
 
     @asset(partitions_def=partitions)
-    def payload_reader(context: AssetExecutionContext, payload_objects: Sequence[StoredPayloads]) -> MaterializeResult[None]:
+    def payload_reader(
+        context: AssetExecutionContext, payload_objects: Sequence[StoredPayloads]
+    ) -> MaterializeResult[None]:
         hashes = [hashlib.sha256(payload).hexdigest() for reader in payload_objects for _, payload in reader]
         return MaterializeResult(metadata={"hashes": sorted(hashes)})
 
@@ -217,5 +223,3 @@ def test_a_database_that_is_down_fails_the_run_in_one_line_without_the_password(
     assert said.startswith("cannot connect to PostgreSQL at 127.0.0.1, database database: ")
     assert "\n" not in said
     assert "secret" not in said
-
-

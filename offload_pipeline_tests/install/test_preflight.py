@@ -134,6 +134,7 @@ def test_an_unfit_table_is_refused_with_the_mend(
         ("INDEX notices_key ON notices (tenant_id)", False),
         ("UNIQUE INDEX notices_key ON notices (tenant_id) WHERE id > 5", False),
         ("UNIQUE INDEX notices_key ON notices (lower(tenant_id))", False),
+        ("UNIQUE INDEX notices_key ON notices (tenant_id, lower(tenant_id))", False),
         ("UNIQUE INDEX notices_key ON notices (tenant_id, id)", False),
         ("UNIQUE INDEX notices_key ON notices (tenant_id) INCLUDE (id)", True),
     ],

@@ -65,7 +65,7 @@ class Installation:
 
     def execute(self, statement: str, *values: Any, connection: Connection | None = None) -> psycopg.Cursor[Any]:
         """SQL on `{table}`, as the application would."""
-        composed = sql.SQL(statement).format(table=sql.Identifier(*self.config.schema_and_name))  # type: ignore[arg-type]
+        composed = sql.SQL(statement).format(table=sql.Identifier(*self.config.schema_and_name))
         return (connection or self.connection).execute(composed, values or None)
 
     def take_rows_as_expected(self, keys: Collection[Any] | None = None) -> None:

@@ -80,10 +80,10 @@ def truncated(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
-def altered(data: bytes) -> bytes:
-    """One bit in the middle flipped; the length, the trailer and so the cheap check stay as they were."""
+def altered(data: bytes, fraction: int = 2) -> bytes:
+    """One bit flipped, in the middle or elsewhere; the length, the trailer and so the cheap check stay as they were."""
     spoilt = bytearray(data)
-    spoilt[len(data) // 2] ^= 0x01
+    spoilt[len(data) // fraction] ^= 0x01
     return bytes(spoilt)
 
 
@@ -116,7 +116,8 @@ class FaultyStore(ObjectStore):
         fault = self._next("get", self.FAULTS_OF_GET)
         if fault == "refused":
             raise StoreUnavailableError("the store failed (500)")
-        return {"truncated": truncated, "altered": altered}.get(fault, bytes)(super().get(key))
+        data = super().get(key)
+        return {"truncated": truncated(data), "altered": altered(data, 4)}.get(fault, data)
 
     def trailer(self, key: str) -> Trailer:
         if self._next("trailer", ("", "refused")):

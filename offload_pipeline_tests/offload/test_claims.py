@@ -33,7 +33,7 @@ def pending(notices: Installation, rows: int = 100, payload_bytes: int = 10**7, 
 
 def all_batches(batches: PendingBatches, connection: psycopg.Connection) -> list[list[Key]]:
     """Keys per batch, nothing recorded."""
-    found = []
+    found: list[list[Key]] = []
     while True:
         with transaction(connection):
             batch = batches.claim(connection)
@@ -70,9 +70,7 @@ def test_two_workers_in_threads_copy_no_row_twice(database_url: str, local_store
         notices.assert_invariant()
 
 
-def test_two_workers_in_processes_copy_no_row_twice(
-    database_url: str, any_store: StoreAddress, tmp_path: Path
-) -> None:
+def test_two_workers_in_processes_copy_no_row_twice(database_url: str, any_store: StoreAddress, tmp_path: Path) -> None:
     with installed(database_url, any_store, sections=SMALL_BATCHES) as notices:
         notices.insert(f'{{"n": {n}}}' for n in range(150))
         workers = [start_worker(notices.pipeline, tmp_path) for _ in range(2)]
@@ -213,7 +211,7 @@ def test_every_kind_of_key_is_copied_once_and_in_primary_key_order(
         with notices.pipeline.connect() as connection:
             texts = ", ".join(f"{column}::text" for column in columns)
             connection.execute("SET TimeZone = 'UTC'")
-            wanted = connection.execute(f"SELECT {texts} FROM notices ORDER BY {order}").fetchall()  # type: ignore[arg-type]  # noqa: S608
+            wanted = connection.execute(f"SELECT {texts} FROM notices ORDER BY {order}").fetchall()  # noqa: S608 - names of the test's own
             found = all_batches(pending(notices, rows=3), connection)
         in_order = [sorted(batch, key=wanted.index) for batch in found]
         assert in_order == [wanted[start : start + 3] for start in range(0, len(wanted), 3)]

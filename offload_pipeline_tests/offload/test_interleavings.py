@@ -246,7 +246,9 @@ def test_a_row_that_the_application_has_changed_and_not_yet_committed_is_left(
         notices.copy()
         notices.verify()
     with application.connection.transaction():
-        notices.execute("UPDATE {table} SET raw_payload = %s WHERE id = %s", NEW, key, connection=application.connection)
+        notices.execute(
+            "UPDATE {table} SET raw_payload = %s WHERE id = %s", NEW, key, connection=application.connection
+        )
         result = notices.copy() if step == "copy" else notices.release()
     assert (result.rows_left, result.rows_failed) == (1, 0)
     notices.take_rows_as_expected([key])
@@ -261,7 +263,9 @@ def test_the_application_waits_for_our_row_locks_no_longer_than_for_the_commit(
     batches = PendingBatches(notices.pipeline.database, partition, BatchLimits(100, 10**6), max_attempts=3)
 
     def write() -> None:
-        notices.execute("UPDATE {table} SET raw_payload = %s WHERE id = %s", NEW, key, connection=application.connection)
+        notices.execute(
+            "UPDATE {table} SET raw_payload = %s WHERE id = %s", NEW, key, connection=application.connection
+        )
 
     application.connection.execute("SET application_name = 'the application'")
     with notices.pipeline.connect() as connection:

@@ -84,11 +84,15 @@ def test_nothing_is_freed_before_the_release_delay_is_over(database_url: str, lo
 def test_release_goes_page_by_page_within_its_limits(notices: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release_module, "PAGE_ROWS", 4)
     monkeypatch.setattr(release_module, "PAGE_BYTES", 1000)
-    notices.insert([*(large_payload(100, seed) for seed in range(10)), *(large_payload(700, seed) for seed in range(5))])
+    notices.insert(
+        [*(large_payload(100, seed) for seed in range(10)), *(large_payload(700, seed) for seed in range(5))]
+    )
     notices.copy()
     notices.verify()
     pages: list[tuple[int, int]] = []
-    released = notices.pipeline.release(notices.partition(), "run", progress=lambda rows, size: pages.append((rows, size)))
+    released = notices.pipeline.release(
+        notices.partition(), "run", progress=lambda rows, size: pages.append((rows, size))
+    )
     assert released.rows_released == 15
     assert sum(rows for rows, _ in pages) == 15
     assert max(rows for rows, _ in pages) == 4
@@ -130,7 +134,7 @@ OTHER_SHA256 = hashlib.sha256(b"another payload").hexdigest()
         "payload_hash_sha256 = NULL",
         "raw_object_key = NULL",
         "raw_object_key = 'acme/notices/1/elsewhere'",
-        f"raw_object_key = replace(raw_object_key, '{SHA256}', '{OTHER_SHA256}'), payload_hash_sha256 = '{OTHER_SHA256}'",
+        f"raw_object_key = 'acme/notices/1/{OTHER_SHA256}', payload_hash_sha256 = '{OTHER_SHA256}'",
     ],
 )
 def test_a_row_whose_pointer_was_edited_after_verification_is_not_freed_but_stored_anew(

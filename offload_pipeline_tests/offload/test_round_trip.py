@@ -97,7 +97,9 @@ def test_fast_compression_stores_the_same_payloads(database_url: str, local_stor
 @pytest.mark.both_servers
 def test_generated_documents_come_back_byte_for_byte(notices: Installation) -> None:
     rng = random.Random(20240501)  # noqa: S311 - the same documents each time
-    assert_payloads_come_back(notices, [json.dumps(a_value(rng, 4), ensure_ascii=rng.random() < 0.5) for _ in range(300)])
+    assert_payloads_come_back(
+        notices, [json.dumps(a_value(rng, 4), ensure_ascii=rng.random() < 0.5) for _ in range(300)]
+    )
 
 
 def a_value(rng: random.Random, depth: int) -> object:

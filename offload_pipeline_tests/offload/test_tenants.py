@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload_pipeline.offload.tenants import partition_key
@@ -15,6 +15,7 @@ text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 tenants = text | st.text(st.sampled_from("abAB09-_ |/.,é"), max_size=70) | st.from_regex(SLUG)
 
 
+@settings(deadline=None)
 @given(tenants)
 def test_every_partition_key_is_a_slug(tenant: str) -> None:
     assert SLUG.match(partition_key(tenant))
@@ -40,17 +41,20 @@ def test_a_readable_part_of_the_tenant_stays() -> None:
     assert partition_key("Zoë, Inc.").startswith("zo-inc-")
 
 
+@settings(deadline=None)
 @given(st.lists(tenants, min_size=2, max_size=8, unique=True))
 def test_no_two_tenants_share_a_partition_key(ids: list[str]) -> None:
     assert len({partition_key(tenant) for tenant in ids}) == len(ids)
 
 
+@settings(deadline=None)
 @given(tenants)
 def test_a_tenant_cannot_pose_as_another_by_its_partition_key(tenant: str) -> None:
     key = partition_key(tenant)
     assert key == tenant or partition_key(key) != key
 
 
+@settings(deadline=None)
 @given(tenants, st.integers(1, 1000))
 def test_a_bucket_is_a_slug_and_always_the_same(tenant: str, buckets: int) -> None:
     key = partition_key(tenant, buckets)

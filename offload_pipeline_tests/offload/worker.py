@@ -1,11 +1,10 @@
-"""A worker in a process of its own, which tests start, count and kill: `python -m ….worker TENANT PASSES`.
+"""A worker in a process of its own, which tests start, count and kill: `python -m ….worker TENANT PASSES [unseen]`.
 
 Prints one JSON document: rows copied, PUTs by object key, and this process's peak memory.
 """
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections import Counter
@@ -23,13 +22,15 @@ FOREVER = 10**9
 MODULE = "offload_pipeline_tests.offload.worker"
 
 
-def start_worker(pipeline: Pipeline, folder: Path, *, tenant: str = "acme", passes: int = 1) -> "subprocess.Popen[str]":
+def start_worker(
+    pipeline: Pipeline, folder: Path, *, tenant: str = "acme", passes: int = 1, unseen: bool = False
+) -> "subprocess.Popen[str]":
     """Starts a worker on the same database and store; `folder` takes its configuration. The caller waits for it."""
     config = folder / "offload.yaml"
     document = pipeline.config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     config.write_text(json.dumps(document))
     return subprocess.Popen(
-        [sys.executable, "-m", MODULE, tenant, str(passes)],
+        [sys.executable, "-m", MODULE, tenant, str(passes), *(["unseen"] if unseen else [])],
         cwd=REPOSITORY,
         env={**os.environ, CONFIG_VARIABLE: str(config)},
         stdout=subprocess.PIPE,
@@ -45,7 +46,7 @@ def result_of(worker: "subprocess.Popen[str]") -> dict[str, Any]:
     return result
 
 
-def main(tenant: str, passes: int) -> None:
+def main(tenant: str, passes: int, *, unseen: bool) -> None:
     """Copy, verify, release, again and again."""
     pipeline = open_pipeline()
     store = CountingStore(pipeline.store)
@@ -54,13 +55,18 @@ def main(tenant: str, passes: int) -> None:
         (table,) = pipeline.tables(connection)
     counted: Counter[str] = Counter()
     for _ in range(passes):
-        drained = pipeline.drain(Partition(table, tenant), f"worker-{os.getpid()}")
+        drained = pipeline.drain(Partition(table, tenant), f"worker-{os.getpid()}", unseen=unseen)
         counted["rows_copied"] += drained.copied.rows_copied
         counted["rows_failed"] += drained.copied.rows_failed
         counted["rows_released"] += drained.released.rows_released
-    peak_kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({**counted, "puts": store.puts, "peak_megabytes": peak_kilobytes / 1024}))  # noqa: T201
+    print(json.dumps({**counted, "puts": store.puts, "peak_megabytes": peak_megabytes()}))  # noqa: T201
+
+
+def peak_megabytes() -> float:
+    """The most memory this program held. `ru_maxrss` would begin with that of the process which started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), unseen="unseen" in sys.argv[3:])

@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote
 
 import obstore
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload_pipeline.config import ObjectStoreConfig
@@ -54,6 +54,7 @@ def test_what_has_no_plain_form_is_an_escape_of_its_own(part: str, segment: str)
     assert encode_segment([part]) == segment
 
 
+@settings(deadline=None)
 @given(awkward)
 def test_an_ordinary_segment_is_the_percent_encoding_of_the_standard_library(value: str) -> None:
     segment = encode_segment([value])
@@ -62,6 +63,7 @@ def test_an_ordinary_segment_is_the_percent_encoding_of_the_standard_library(val
         assert unquote(segment) == value
 
 
+@settings(deadline=None)
 @given(awkward, parts, awkward)
 def test_a_key_has_four_safe_segments_that_fit_a_file_name(tenant: str, key: list[str], table: str) -> None:
     encoded = key_of(tenant, key, table)
@@ -75,6 +77,7 @@ def test_a_key_has_four_safe_segments_that_fit_a_file_name(tenant: str, key: lis
         assert segment.isprintable()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(awkward, parts, awkward), min_size=2, max_size=6, unique_by=repr))
 def test_no_two_rows_share_a_key(rows: list[tuple[str, list[str], str]]) -> None:
     assert len({key_of(*row) for row in rows}) == len(rows)

@@ -18,7 +18,7 @@ from typing import Any
 import obstore
 import pytest
 import urllib3
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload_pipeline.config import ObjectStoreConfig
@@ -64,6 +64,7 @@ def one_line(error: OffloadError) -> str:
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
+@settings(deadline=None)
 @given(payload=st.binary(max_size=2000))
 def test_what_was_packed_unpacks_to_the_same_bytes(compression: Compression, payload: bytes) -> None:
     packed = pack(payload, compression)

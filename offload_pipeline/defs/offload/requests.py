@@ -21,6 +21,7 @@ MOST_RUNS_IN_FLIGHT = 1000
 QUEUE_ONLY = {"ops": {"payload_objects": {"config": {"unseen": False}}}}
 _UNFINISHED = [
     DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
 ]  # fmt: skip
 
 

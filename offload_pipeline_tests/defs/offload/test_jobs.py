@@ -46,7 +46,11 @@ def test_the_offload_job_of_one_table_leaves_the_other_table(
 def test_materializations_are_recorded_under_their_partition(project: Project) -> None:
     project.insert(PAYLOADS)
     result = project.run("offload_job")
-    recorded = [(str(e.asset_key.to_user_string()), e.partition) for e in result.get_asset_materialization_events() if e.asset_key]
+    recorded = [
+        (str(e.asset_key.to_user_string()), e.partition)
+        for e in result.get_asset_materialization_events()
+        if e.asset_key
+    ]
     assert sorted(recorded) == [
         ("payload_objects", "notices|acme"), ("pending_payloads", "notices|acme"), ("released_payloads", "notices|acme")
     ]  # fmt: skip
@@ -74,7 +78,7 @@ def test_the_pending_job_only_measures(project: Project) -> None:
 
 
 @pytest.mark.parametrize(("rows", "passed"), [(2, True), (3, False)])
-def test_a_long_queue_warns_and_does_not_fail_the_run(make_project: MakeProject, rows: int, passed: bool) -> None:  # noqa: FBT001 - a case
+def test_a_long_queue_warns_and_does_not_fail_the_run(make_project: MakeProject, rows: int, passed: bool) -> None:
     project = make_project(offload={"warn_pending": 2})
     project.insert(PAYLOADS[:rows])
     result = project.run("offload_job")
@@ -103,7 +107,9 @@ def test_a_bucket_holds_several_tenants_and_no_others(make_project: MakeProject)
     project.assert_nothing_is_lost(before)
 
 
-def test_a_table_with_one_constant_tenant_is_one_partition(make_project: MakeProject, connection: psycopg.Connection) -> None:
+def test_a_table_with_one_constant_tenant_is_one_partition(
+    make_project: MakeProject, connection: psycopg.Connection
+) -> None:
     table = make_table(connection, tenant_column=None, tenant={"value": "civant_default"}, threshold_bytes=0)
     project = make_project([table])
     project.insert(PAYLOADS)
@@ -137,7 +143,7 @@ def older_than_the_trigger(project: Project) -> None:
     """Rows as they were before installation: without a status."""
     connection, table = project.connection, project.table()
     connection.execute("ALTER TABLE notices DISABLE TRIGGER USER")
-    insert_payloads(connection, table, PAYLOADS, **{table.columns.status: None})
+    insert_payloads(connection, table, PAYLOADS, payload_storage_status=None)
     connection.execute("ALTER TABLE notices ENABLE TRIGGER USER")
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from dagster import DagsterRunStatus, RunRequest
+from dagster import DagsterRun, DagsterRunStatus, RunRequest
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.utils import make_new_run_id
 
 from offload_pipeline.defs.offload.requests import ASK_AGAIN_SECONDS, look_at_queue, run_requests
 from offload_pipeline.defs.partitions import TENANT_PARTITIONS
@@ -20,12 +22,25 @@ EVERYTHING_IS_DUE = {"max_age_minutes": 0}
 NOTHING_IS_OLD = {"max_age_minutes": 60}
 # Far from the edge of a window, whatever the hour.
 IN_A_WINDOW = 1_000_000 * ASK_AGAIN_SECONDS + 60
-STRANGE_TENANTS = ["../x", "..", "a|b", "Zoë, Inc.", "", "ACME", "bucket-1", "acme-0123456789ab", "x" * 300, "white space\n"]
+STRANGE_TENANTS = [
+    "../x",
+    "..",
+    "a|b",
+    "Zoë, Inc.",
+    "",
+    "ACME",
+    "bucket-1",
+    "acme-0123456789ab",
+    "x" * 300,
+    "white space\n",
+]
 
 
 def insert(project: Project, tenant: str, *, minutes_old: float = 0, rows: int = 1, table: str = "notices") -> None:
     created_at = datetime.now(UTC) - timedelta(minutes=minutes_old)
-    project.insert([f'{{"row": {number}}}' for number in range(rows)], tenant=tenant, table=table, created_at=created_at)
+    project.insert(
+        [f'{{"row": {number}}}' for number in range(rows)], tenant=tenant, table=table, created_at=created_at
+    )
 
 
 def asked(project: Project) -> list[str]:
@@ -37,8 +52,17 @@ def requests_now(project: Project, now: float = IN_A_WINDOW) -> list[RunRequest]
 
 
 def run_in_flight(project: Project, key: str, status: DagsterRunStatus) -> None:
-    job = project.definitions.resolve_job_def("offload_job")
-    project.instance.create_run_for_job(job, status=status, tags={"dagster/partition": key})
+    run = DagsterRun(
+        job_name="offload_job",
+        run_id=make_new_run_id(),
+        status=status,
+        tags={"dagster/partition": key},
+        # Without one no run can be in the queue; nothing calls it.
+        remote_job_origin=RemoteJobOrigin(
+            RemoteRepositoryOrigin(GrpcServerCodeLocationOrigin(host="localhost", port=1), "repository"), "offload_job"
+        ),
+    )
+    project.instance.add_run(run)
 
 
 def test_new_tenants_become_partitions_once(make_project: MakeProject) -> None:
@@ -116,7 +140,9 @@ def test_a_partition_in_flight_is_not_asked_for_again(make_project: MakeProject,
 
 
 @pytest.mark.parametrize("status", [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED])
-def test_a_partition_whose_run_has_ended_is_asked_for_again(make_project: MakeProject, status: DagsterRunStatus) -> None:
+def test_a_partition_whose_run_has_ended_is_asked_for_again(
+    make_project: MakeProject, status: DagsterRunStatus
+) -> None:
     project = make_project(offload=EVERYTHING_IS_DUE)
     insert(project, "acme")
     run_in_flight(project, "notices|acme", status)
@@ -177,7 +203,7 @@ def test_any_tenant_id_gives_a_valid_key_whose_run_drains_exactly_its_rows(make_
     data = project.tick()
     requests = data.run_requests or []
     assert len(requests) == len(before)
-    drained = set()
+    drained: set[str] = set()
     for request in requests:
         key = str(request.partition_key)
         assert re.fullmatch(r"notices\|[a-z0-9][a-z0-9_-]{0,62}", key)
@@ -229,7 +255,9 @@ def test_a_database_that_is_down_fails_the_tick_in_one_line_without_the_password
     port = closed_endpoint().rpartition(":")[2]
     url = f"postgresql://user:secret@127.0.0.1:{port}/database"
     write_config(tmp_path, monkeypatch, url, {"url": project.pipeline.store.url}, project.pipeline.config.tables)
-    with pytest.raises(UserError, match=r"^cannot connect to PostgreSQL at 127\.0\.0\.1, database database: ") as failed:
+    with pytest.raises(
+        UserError, match=r"^cannot connect to PostgreSQL at 127\.0\.0\.1, database database: "
+    ) as failed:
         project.tick()
     assert "\n" not in str(failed.value)
     assert "secret" not in str(failed.value)

@@ -9,7 +9,14 @@ from offload_pipeline.defs.partitions import key_of
 from offload_pipeline.offload.tenants import partition_key
 from offload_pipeline.storage.seaweedfs import SeaweedFS
 from offload_pipeline_tests.defs.conftest import MakeProject
-from offload_pipeline_tests.defs.project import COPY_JOB, Project, closed_endpoint, evaluations, metadata_of, write_config
+from offload_pipeline_tests.defs.project import (
+    COPY_JOB,
+    Project,
+    closed_endpoint,
+    evaluations,
+    metadata_of,
+    write_config,
+)
 from offload_pipeline_tests.factories import large_payload
 from offload_pipeline_tests.offload.stores import altered, truncated
 
@@ -76,7 +83,12 @@ def test_a_passed_check_says_what_it_looked_at(project: Project) -> None:
     told = {name: value.value for name, value in evaluation.metadata.items()}
     assert evaluation.passed
     assert evaluation.blocking
-    assert (told["rows_checked"], told["rows_read_whole"], told["rows_damaged"], told["rows_unanswered"]) == (3, 3, 0, 0)
+    assert (told["rows_checked"], told["rows_read_whole"], told["rows_damaged"], told["rows_unanswered"]) == (
+        3,
+        3,
+        0,
+        0,
+    )
     assert told["payload_bytes_read"] == sum(len(payload) for payload in PAYLOADS)
     assert "problems" not in told
 
