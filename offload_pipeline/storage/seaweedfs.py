@@ -132,6 +132,7 @@ class SeaweedFS:
                 stderr=log,
                 text=True,
                 start_new_session=True,
+                umask=0o077,  # its log names the access key, though never the secret one
                 pass_fds=[lock.fileno()],  # held until the watcher ends, and with it the server
             )
         return self._watcher

@@ -42,7 +42,7 @@ def make_project(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MakeProject]:
-    """Opens a project; without `tables` on notices, of which every payload moves; keywords are sections of offload.yaml."""
+    """Opens a project; without `tables` on notices, all payloads of which move. Keywords: sections of offload.yaml."""
     with ExitStack() as stack:
 
         def make(tables: Any = None, object_store: Any = None, **sections: Any) -> Project:

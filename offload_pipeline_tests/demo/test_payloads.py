@@ -30,9 +30,7 @@ Maker = Callable[..., Iterator[Document]]
 each_kind = pytest.mark.parametrize("maker", [webhooks, emails, tenders])
 
 
-def some(
-    maker: Maker, count: int = 60, *, seed: int = 1, sizes: tuple[int, int] = (1_024, 60_000)
-) -> list[Document]:
+def some(maker: Maker, count: int = 60, *, seed: int = 1, sizes: tuple[int, int] = (1_024, 60_000)) -> list[Document]:
     return list(maker(count, seed=seed, now=NOW, min_bytes=sizes[0], max_bytes=sizes[1]))
 
 
@@ -193,9 +191,7 @@ json_values = st.recursive(
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(st.dictionaries(st.text(), json_values, max_size=4), json_values, st.sampled_from([None, 0, 3]))
-def test_any_member_is_cut_out_of_any_object(
-    others: dict[str, object], value: object, indent: int | None
-) -> None:
+def test_any_member_is_cut_out_of_any_object(others: dict[str, object], value: object, indent: int | None) -> None:
     text = json.dumps({**others, "payload": value}, indent=indent)
     assert json.loads(_member_text(text, "payload")) == value
 
@@ -242,9 +238,7 @@ def test_a_gzipped_file_reads_as_a_plain_one(tmp_path: Path) -> None:
         ("[" * 200_000, "recursion"),
     ],
 )
-def test_a_bad_line_is_named_with_its_cause_and_the_mend(
-    tmp_path: Path, line: str | bytes, cause: str
-) -> None:
+def test_a_bad_line_is_named_with_its_cause_and_the_mend(tmp_path: Path, line: str | bytes, cause: str) -> None:
     with pytest.raises(UserError) as caught:
         read(tmp_path, "{}", "", line)
     message = str(caught.value)

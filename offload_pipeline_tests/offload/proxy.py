@@ -22,7 +22,7 @@ HOP_BY_HOP = {"connection", "transfer-encoding", "content-length"}
 
 
 class FaultyProxy:
-    """Forwards to `upstream`. `faults` by HTTP method: one of ERRORS or SPOILERS, "no answer", "cut", "nothing stored"."""
+    """Forwards to `upstream`. `faults` has by HTTP method one of ERRORS, SPOILERS, no answer, cut, nothing stored."""
 
     def __init__(self, upstream: str) -> None:
         self.faults: dict[str, str] = {}

@@ -132,7 +132,9 @@ def test_a_row_that_another_worker_has_just_finished_is_seen_as_finished(
         return read(self, connection, keys)
 
     monkeypatch.setattr(PendingBatches, "read", finish_elsewhere)
-    assert notices.copy().rows_copied == 2
+    store = CountingStore(notices.store)
+    result = notices.with_store(store).copy()
+    assert (result.rows_copied, result.rows_left, store.puts.total()) == (2, 0, 2)
     assert notices.one_status() == "copied"
     notices.assert_invariant()
 
@@ -226,6 +228,9 @@ def test_rows_without_tenant_and_rows_of_others_are_not_touched(notices: Install
     (theirs,) = notices.insert(['{"n": 2}'], tenant="globex")
     notices.connection.execute("INSERT INTO notices (tenant_id, raw_payload) VALUES (NULL, '{}')")
     notices.take_rows_as_expected()
+    with notices.pipeline.connect() as connection, transaction(connection):
+        assert [row.key for row in claim(pending(notices), connection).rows] == [(str(mine),)]
+        assert advisory_locks(notices.connection) == 1
     notices.drain()
     (nobodys,) = notices.expected.keys() - {mine, theirs}
     assert notices.statuses() == {mine: "in_storage", theirs: "pending_move", nobodys: "pending_move"}

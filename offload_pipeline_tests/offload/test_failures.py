@@ -175,8 +175,8 @@ def refuse_by_trigger(notices: Installation) -> str:
         " $$ BEGIN RAISE EXCEPTION 'row % is frozen', NEW.id; END $$"
     )
     notices.execute(
-        "CREATE TRIGGER frozen BEFORE UPDATE ON {table} FOR EACH ROW WHEN (NEW.id = 2 AND NEW.payload_storage_status = 'copied')"
-        " EXECUTE FUNCTION refuse()"
+        "CREATE TRIGGER frozen BEFORE UPDATE ON {table} FOR EACH ROW"
+        " WHEN (NEW.id = 2 AND NEW.payload_storage_status = 'copied') EXECUTE FUNCTION refuse()"
     )
     return "RaiseException"
 

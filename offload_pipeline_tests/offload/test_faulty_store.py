@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def proxy(seaweedfs: SeaweedFS) -> Iterator[FaultyProxy]:
 
 @pytest.fixture
 def behind_proxy(database_url: str, s3_url: str, proxy: FaultyProxy) -> Iterator[Installation]:
-    """A table whose store is the S3 server as seen through the proxy, with short time-outs and no retries of its own."""
+    """A table whose store is the S3 server behind the proxy, with short time-outs and no retries of its own."""
     retries, object_store.RETRIES = object_store.RETRIES, {"max_retries": 0}
     try:
         address = StoreAddress(s3_url, {"endpoint": proxy.endpoint, "timeout": "0.5s"})
@@ -71,8 +72,6 @@ def behind_proxy(database_url: str, s3_url: str, proxy: FaultyProxy) -> Iterator
 @pytest.fixture
 def real_store(s3_url: str, seaweedfs: SeaweedFS) -> ObjectStore:
     """The S3 server itself, past the proxy."""
-    from pathlib import Path
-
     return open_store(ObjectStoreConfig(url=s3_url, endpoint=seaweedfs.endpoint), Path())
 
 

@@ -6,16 +6,18 @@ import json
 import random
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from offload_pipeline.demo.payloads import emails, webhooks
+from offload_pipeline.errors import ObjectDamagedError, ObjectMissingError
 from offload_pipeline.offload.reader import get_payload
 from offload_pipeline_tests.factories import large_payload
 from offload_pipeline_tests.offload.installation import Installation, StoreAddress, installed
+from offload_pipeline_tests.offload.stores import altered, truncated
 
 REAL_PAYLOADS = Path(__file__).parents[3] / "shared" / "data" / "webhook_payloads.jsonl.gz"
 REAL_PAYLOADS_COUNT = 273
@@ -192,3 +194,25 @@ def test_get_payload_reads_from_the_row_while_it_is_there(notices: Installation)
         found = get_payload(notices.connection, notices.store, notices.table, (str(key),))
         assert (found.source, found.payload) == ("row", b'{"a": 1.10}')
     assert found.sha256 == hashlib.sha256(b'{"a": 1.10}').hexdigest()
+
+
+@pytest.mark.parametrize("spoil", [truncated, altered])
+def test_a_damaged_object_is_never_handed_out_as_the_payload(
+    notices: Installation, spoil: Callable[[bytes], bytes]
+) -> None:
+    (key,) = notices.insert([large_payload(1000)])
+    notices.drain()
+    notices.store.put(notices.object_key(key), spoil(notices.store.get(notices.object_key(key))))
+    with pytest.raises(ObjectDamagedError):
+        get_payload(notices.connection, notices.store, notices.table, (str(key),))
+    notices.store.delete(notices.object_key(key))
+    with pytest.raises(ObjectMissingError):
+        get_payload(notices.connection, notices.store, notices.table, (str(key),))
+
+
+def test_a_whole_object_with_other_contents_is_never_handed_out_as_the_payload(notices: Installation) -> None:
+    first, second = notices.insert([large_payload(1000, seed) for seed in range(2)])
+    notices.drain()
+    notices.store.put(notices.object_key(first), notices.store.get(notices.object_key(second)))
+    with pytest.raises(ObjectDamagedError):
+        get_payload(notices.connection, notices.store, notices.table, (str(first),))

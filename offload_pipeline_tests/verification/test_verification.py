@@ -145,10 +145,9 @@ def test_damage_closes_the_gate_and_the_next_pass_heals_it(notices: Installation
     notices.assert_invariant()
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+# A row without a key is no copy at all: release itself refuses it.
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGE if damage != "no key"])
 def test_a_full_verification_finds_damage_behind_the_gate(notices: Installation, damage: str) -> None:
-    if damage == "no key":
-        pytest.skip("a row without a key is no copy: the release itself refuses it")
     keys = notices.insert(payloads(3))
     notices.copy()
     assert notices.verify().passed
@@ -431,10 +430,12 @@ def test_gates_of_tenants_are_their_own(notices: Installation) -> None:
     (theirs,) = notices.insert(payloads(1, first=2), tenant="globex")
     notices.copy("acme")
     notices.copy("globex")
+    assert notices.verify("acme").passed
+    assert notices.release("acme").rows_released == 2
+    assert notices.statuses()[theirs] == "copied"
     remove(notices, theirs)
     assert not notices.verify("globex").passed
     assert notices.verify("acme").passed
-    assert notices.release("acme").rows_released == 2
     assert notices.release("globex").rows_released == 0
     notices.assert_invariant()
 
