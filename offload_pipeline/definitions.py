@@ -2,7 +2,7 @@
 
 import warnings
 
-from dagster import BetaWarning, Definitions, PreviewWarning, in_process_executor
+from dagster import Definitions, PreviewWarning, in_process_executor
 
 from offload_pipeline.config import Config, load_config
 from offload_pipeline.defs.io_managers import GzippedPayloadIOManager
@@ -19,9 +19,8 @@ def build_definitions(config: Config) -> Definitions:
     """Everything Dagster shows, for the tables of one configuration."""
     pipeline = PipelineResource()
     with warnings.catch_warnings():
-        # Partitioned checks are a preview and backfill policies beta in Dagster 1.13; its version is pinned.
+        # Partitioned checks are a preview in Dagster 1.13; its version is pinned.
         warnings.simplefilter("ignore", PreviewWarning)
-        warnings.simplefilter("ignore", BetaWarning)
         assets = offload_assets(config)
         checks = verification_checks(config)
     return Definitions(

@@ -123,7 +123,9 @@ class Pipeline:
 
     def release(self, partition: Partition, run_id: str, *, progress: Progress = no_progress) -> ReleaseResult:
         """Frees what verification has passed."""
-        return release_partition(self.database, partition, self.store.url, run_id, progress)
+        return release_partition(
+            self.database, partition, self.store.url, self.config.offload.max_attempts, run_id, progress
+        )
 
     def drain(
         self, partition: Partition, run_id: str, *, batch_rows: int | None = None, unseen: bool = False,

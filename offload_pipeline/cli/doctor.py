@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from offload_pipeline.database.table import Table
 
 SUPPORTED_MAJOR_VERSIONS = range(14, 19)
-INDEXES = ("pending", "copied", "stored")
+INDEXES = ("unseen", "pending", "copied", "stored")
 
 _SIGNS = {"passed": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "red")}
 

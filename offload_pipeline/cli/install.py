@@ -49,14 +49,11 @@ def install(
 
 def plan(pipeline: "Pipeline", connection: "Connection", table: str | None) -> list["Step"]:
     """Every step that is still lacking, all tables examined before the first step runs."""
-    from offload_pipeline.install.installer import plan_bookkeeping, plan_table
+    from offload_pipeline.install.installer import plan_all
 
     names = [table] if table is not None else [one.name for one in pipeline.config.tables]
     tables = [pipeline.inspect(connection, name) for name in names]
-    steps = list(plan_bookkeeping(connection, pipeline.database.schema))
-    for one in tables:
-        steps += plan_table(connection, one, pipeline.store.url)
-    return steps
+    return plan_all(connection, tables, pipeline.database.schema, pipeline.store.url)
 
 
 def _say_nothing_to_do(output: Output, *, dry_run: bool) -> None:

@@ -51,3 +51,8 @@ def run_concurrently(connection: Connection, statement: sql.Composed) -> None:
         raise TransientError("the application's locks and ours met in a deadlock; repeat the command") from None
     except errors.InsufficientPrivilege as error:
         raise UserError(f"{error.diag.message_primary}; run install as the owner of the table") from None
+    finally:
+        # Behind a pooler the session goes on to serve the application.
+        if not connection.closed:
+            connection.execute("RESET lock_timeout")
+            connection.execute("RESET statement_timeout")

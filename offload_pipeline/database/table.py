@@ -131,12 +131,16 @@ class Table:
 
     @cached_property
     def _conditions(self) -> dict[str, sql.Composable]:
-        any_version = {"is_same_version": sql.SQL("TRUE")}
-        same_version = {"is_same_version": sql.SQL("f.row_version = t.xmin::text")}
+        any_version, same_version = sql.SQL("TRUE"), sql.SQL("f.row_version = t.xmin::text")
         return {
-            "is_due": sql.SQL("NOT ") + statement("offload/failures", "is_waiting", self._names | same_version),
-            "is_not_waiting": sql.SQL("NOT ") + statement("offload/failures", "is_waiting", self._names | any_version),
+            "is_due": self._is_not_waiting("copy", same_version),
+            "is_not_waiting": self._is_not_waiting("copy", any_version),
+            "is_due_for_release": self._is_not_waiting("release", same_version),
         }
+
+    def _is_not_waiting(self, stage: str, is_same_version: sql.SQL) -> sql.Composable:
+        names = {**self._names, "stage": sql.Literal(stage), "is_same_version": is_same_version}
+        return sql.SQL("NOT ") + statement("offload/failures", "is_waiting", names)
 
     def _is_tenant(self, alias: str) -> sql.Composable:
         column = self.config.tenant.column
@@ -183,7 +187,6 @@ class Table:
 def bookkeeping_names(schema: str) -> dict[str, sql.Composable]:
     """The bookkeeping tables, in the configured schema."""
     return {
-        "schema": sql.Identifier(schema),
         "state": sql.Identifier(schema, "payload_offload_state"),
         "failures": sql.Identifier(schema, "payload_offload_failures"),
         "log": sql.Identifier(schema, "payload_offload_log"),

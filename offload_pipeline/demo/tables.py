@@ -7,17 +7,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, sql
 
+from offload_pipeline.config import HOME_VARIABLE
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Table
 from offload_pipeline.demo.payloads import Document, documents_from_jsonl, emails, tenders, webhooks
 from offload_pipeline.errors import UserError
-from offload_pipeline.install.installer import plan_bookkeeping, plan_table, run
+from offload_pipeline.install.installer import plan_all, run
 from offload_pipeline.pipeline import Pipeline
 
 TENANTS = ("acme", "globex", "initech")
 SEED = 20
+# The comment on each of the demo's tables; nothing without it is ever dropped.
+MADE_BY = "offload_pipeline demo"
 Row = tuple[object, ...]
 
 
@@ -56,31 +59,46 @@ _COPIES: dict[str, tuple[str, Callable[[int, str, Document], Row]]] = {
 
 
 def rebuild(pipeline: Pipeline) -> None:
-    """Drops what an earlier demo left, makes the tables and installs. UserError where the tables are not the demo's."""
+    """Drops what an earlier demo left, makes the tables and installs. UserError where something is not the demo's."""
     with pipeline.connect() as connection:
-        found = connection.execute(statement("demo/tables", "owner")).fetchone()
-        if found and found[0] and not found[1]:
-            raise UserError("public.activities exists and is not the demo's; set OFFLOAD_HOME to another folder")
+        foreign = [name for name, comment in _comments(connection) if not comment.startswith(MADE_BY)]
+        foreign += _tables_of_others(connection)
+        if foreign:
+            raise UserError(f"the embedded database has a table {foreign[0]} that is not the demo's; "
+                            f"set {HOME_VARIABLE} to another folder")  # fmt: skip
         with connection.transaction():
             connection.execute(statement("demo/tables", "drop"))
-            connection.execute(statement("demo/tables", "create"))
+            connection.execute(statement("demo/tables", "create", {"made_by": sql.Literal(_made_for(pipeline))}))
         install(pipeline, connection)
+
+
+def is_built(pipeline: Pipeline) -> bool:
+    """Whether the demo's tables are there, and their objects in this store."""
+    with pipeline.connect() as connection:
+        comments = dict(_comments(connection))
+    return len(comments) == len(_COPIES) and set(comments.values()) == {_made_for(pipeline)}
+
+
+def _made_for(pipeline: Pipeline) -> str:
+    return f"{MADE_BY}, objects in {pipeline.store.url}"
+
+
+def _comments(connection: Connection) -> list[tuple[str, str]]:
+    return [(name, comment) for name, comment in connection.execute(statement("demo/tables", "comments"))]
+
+
+def _tables_of_others(connection: Connection) -> list[str]:
+    try:
+        return [name for (name,) in connection.execute(statement("demo/tables", "foreign_tables"))]
+    except psycopg.errors.UndefinedTable:
+        return []
 
 
 def install(pipeline: Pipeline, connection: Connection) -> None:
     """What `offload install` does."""
-    for step in plan_bookkeeping(connection, pipeline.database.schema):
+    tables = [pipeline.inspect(connection, config.name) for config in pipeline.config.tables]
+    for step in plan_all(connection, tables, pipeline.database.schema, pipeline.store.url):
         run(connection, step)
-    for config in pipeline.config.tables:
-        for step in plan_table(connection, pipeline.inspect(connection, config.name), pipeline.store.url):
-            run(connection, step)
-
-
-def is_built(pipeline: Pipeline) -> bool:
-    """Whether the demo's tables are there."""
-    with pipeline.connect() as connection:
-        found = connection.execute(statement("demo/tables", "owner")).fetchone()
-    return bool(found and found[0] and found[1])
 
 
 def fill(pipeline: Pipeline, table: str, documents: Iterable[Document]) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from psycopg import Connection, sql
@@ -44,6 +44,14 @@ def run(connection: Connection, step: Step) -> None:
             run_concurrently(connection, item)
     else:
         run_under_short_locks(connection, step.statements)
+
+
+def plan_all(connection: Connection, tables: Sequence[Table], schema: str, store_url: str) -> list[Step]:
+    """Every step that is still lacking; all tables are examined before the first step runs."""
+    steps = list(plan_bookkeeping(connection, schema))
+    for table in tables:
+        steps += plan_table(connection, table, store_url)
+    return steps
 
 
 def plan_bookkeeping(connection: Connection, schema: str) -> Iterator[Step]:

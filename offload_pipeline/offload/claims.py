@@ -9,6 +9,7 @@ from psycopg import Connection
 from offload_pipeline.database.connection import Database, is_about_the_rows
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
+from offload_pipeline.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,15 @@ class Partition:
 
     def __str__(self) -> str:
         return f"{self.table.name}, tenant {self.tenant!r}"
+
+
+def require_same_store(partition: Partition, known: str, configured: str) -> None:
+    """UserError where the partition's objects are in another store than the configured one."""
+    if known != configured:
+        raise UserError(
+            f"{partition}: its objects are in {known}, object_store.url is {configured}; correct the URL, "
+            "or, once every object has been moved there, set store_url in payload_offload_state"
+        )
 
 
 @dataclass(frozen=True)

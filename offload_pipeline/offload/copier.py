@@ -23,7 +23,7 @@ from offload_pipeline.errors import (
     StoreUnavailableError,
     TransientError,
 )
-from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Partition
+from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Partition, require_same_store
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
 from offload_pipeline.offload.packing import Compression, pack
 from offload_pipeline.storage.keys import object_key
@@ -221,7 +221,7 @@ class _Copier:
             return [], []
         try:
             with connection.transaction():
-                return record_copied(connection, self._partition, stored, self._run_id), []
+                return record_copied(connection, self._partition, stored, self._store.url, self._run_id), []
         except psycopg.Error as error:
             if not is_about_the_rows(error, connection):
                 raise
@@ -235,7 +235,7 @@ class _Copier:
         for item in stored:
             try:
                 with connection.transaction():
-                    recorded += record_copied(connection, self._partition, [item], self._run_id)
+                    recorded += record_copied(connection, self._partition, [item], self._store.url, self._run_id)
             except psycopg.Error as error:
                 if not is_about_the_rows(error, connection):
                     raise
@@ -284,15 +284,18 @@ def store_payload(store: ObjectStore, partition: Partition, row: ClaimedRow, com
 
 
 def record_copied(
-    connection: Connection, partition: Partition, stored: Sequence[StoredPayload], run_id: str
+    connection: Connection, partition: Partition, stored: Sequence[StoredPayload], store_url: str, run_id: str
 ) -> list[StoredPayload]:
     """Writes pointers, counters and the audit line in the caller's transaction; returns what was recorded.
 
     Rows that changed since they were read are not among them.
     """
     table, parameters = partition.table, partition.parameters()
-    found = connection.execute(statement("offload/record", "open_state", table.names()), parameters).fetchone()
+    found = connection.execute(
+        statement("offload/record", "open_state", table.names()), {**parameters, "store_url": store_url}
+    ).fetchone()
     assert found is not None  # noqa: S101 - an upsert returns its row
+    require_same_store(partition, found[1], store_url)
     rows = connection.execute(
         statement("offload/record", "record_copied", table.names()),
         {

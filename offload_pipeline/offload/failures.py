@@ -7,9 +7,10 @@ from typing import Literal
 
 from psycopg import Connection
 
+from offload_pipeline.database.connection import transaction
 from offload_pipeline.database.statements import statement
-from offload_pipeline.database.table import Key, bookkeeping_names
-from offload_pipeline.errors import PermanentError
+from offload_pipeline.database.table import Key, Table, bookkeeping_names
+from offload_pipeline.errors import PermanentError, StoreUnavailableError
 from offload_pipeline.offload.claims import Partition
 
 Stage = Literal["copy", "verify", "release"]
@@ -53,6 +54,8 @@ def record_failures(connection: Connection, partition: Partition, stage: Stage, 
                 "message": str(failure.error).strip()[:MESSAGE_CHARACTERS],
                 "permanent": isinstance(failure.error, PermanentError),
                 "row_version": failure.row_version,
+                # An outage is not the row's doing: it never uses up the row's attempts.
+                "counts": 0 if isinstance(failure.error, StoreUnavailableError) else 1,
             },
         )
 
@@ -67,10 +70,21 @@ def resolve_failures(connection: Connection, partition: Partition, stage: Stage,
         )
 
 
+def count_given_up(connection: Connection, table: Table, max_attempts: int) -> dict[str, int]:
+    """Rows per tenant that were refused for good or tried too often."""
+    with transaction(connection):
+        rows = connection.execute(
+            statement("offload/failures", "count_given_up", table.names()),
+            {"table": table.name, "max_attempts": max_attempts},
+        ).fetchall()
+    return dict(rows)
+
+
 def open_failures(connection: Connection, schema: str, max_attempts: int, limit: int = 100) -> list[OpenFailure]:
     """The newest unresolved failures of all tables."""
-    rows = connection.execute(
-        statement("offload/failures", "open_failures", bookkeeping_names(schema)),
-        {"max_attempts": max_attempts, "limit": limit},
-    )
+    with transaction(connection):
+        rows = connection.execute(
+            statement("offload/failures", "open_failures", bookkeeping_names(schema)),
+            {"max_attempts": max_attempts, "limit": limit},
+        ).fetchall()
     return [OpenFailure(*row) for row in rows]

@@ -50,14 +50,16 @@ def pending_by_tenant(connection: Connection, table: Table, max_attempts: int) -
 
 def known_tenants(connection: Connection, table: Table) -> list[str]:
     """The tenants that were ever worked on in this table."""
-    rows = connection.execute(statement("offload/queue", "known_tenants", table.names()), {"table": table.name})
-    return [tenant for (tenant,) in rows]
+    with transaction(connection):
+        rows = connection.execute(statement("offload/queue", "known_tenants", table.names()), {"table": table.name})
+        return [tenant for (tenant,) in rows]
 
 
 def partition_states(connection: Connection, table: Table) -> list[PartitionState]:
     """Progress and gate of each tenant of a table."""
-    rows = connection.execute(statement("offload/queue", "state_by_tenant", table.names()), {"table": table.name})
-    return [PartitionState(*row) for row in rows]
+    with transaction(connection):
+        rows = connection.execute(statement("offload/queue", "state_by_tenant", table.names()), {"table": table.name})
+        return [PartitionState(*row) for row in rows]
 
 
 def _as_utc(moment: object) -> datetime | None:

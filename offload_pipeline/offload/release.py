@@ -41,8 +41,9 @@ class _Page:
 
 
 def release_partition(
-    database: Database, partition: Partition, store_url: str, run_id: str, progress: Progress = no_progress
-) -> ReleaseResult:
+    database: Database, partition: Partition, store_url: str, max_attempts: int, run_id: str,
+    progress: Progress = no_progress,
+) -> ReleaseResult:  # fmt: skip
     """Frees what `verified_through` covers; nothing for a table with `after_copy: keep`.
 
     Raises TransientError when the database fails; every page already committed stays freed and was sound.
@@ -52,7 +53,7 @@ def release_partition(
         return result
     try:
         with contextlib.closing(database.connect()) as connection:
-            _Releaser(connection, partition, store_url, run_id, progress, result).work()
+            _Releaser(connection, partition, store_url, max_attempts, run_id, progress, result).work()
     except psycopg.Error as error:
         raise TransientError(f"{partition}: the database failed ({one_line(error)}); run it again") from error
     return result
@@ -60,11 +61,12 @@ def release_partition(
 
 class _Releaser:
     def __init__(
-        self, connection: Connection, partition: Partition, store_url: str, run_id: str,
+        self, connection: Connection, partition: Partition, store_url: str, max_attempts: int, run_id: str,
         progress: Progress, result: ReleaseResult,
     ) -> None:  # fmt: skip
         self._connection, self._partition, self._run_id = connection, partition, run_id
         self._progress, self._result = progress, result
+        self._store_url, self._max_attempts = store_url, max_attempts
         self._placeholder = placeholder(partition.table, store_url)
 
     def work(self) -> None:
@@ -117,6 +119,8 @@ class _Releaser:
         return {
             **self._partition.parameters(),
             **table.cursor_parameters(cursor[1] if cursor else None),
+            "store_url": self._store_url,
+            "max_attempts": self._max_attempts,
             "after_stored_at": cursor[0] if cursor else None,
             "release_delay": table.config.release_delay,
             "page_rows": page_rows,
@@ -136,10 +140,11 @@ class _Releaser:
         """A page that the table refuses as a whole (a trigger, a check), row by row; returns where it ended."""
         table = self._partition.table
         width = len(table.key_columns)
-        rows = self._connection.execute(
-            statement("offload/release", "next_releasable", table.names(cursor[1] if cursor else None)),
-            self._parameters(cursor, PAGE_ROWS),
-        ).fetchall()
+        with transaction(self._connection):
+            rows = self._connection.execute(
+                statement("offload/release", "next_releasable", table.names(cursor[1] if cursor else None)),
+                self._parameters(cursor, PAGE_ROWS),
+            ).fetchall()
         for row in rows:
             key: Key = tuple(row[:width])
             try:

@@ -3,9 +3,10 @@
 import threading
 from dataclasses import dataclass, field
 
+import psycopg
 from psycopg import Connection
 
-from offload_pipeline.database.connection import Database, transaction
+from offload_pipeline.database.connection import Database, is_about_the_rows, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
 from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, Partition
@@ -64,7 +65,9 @@ class UnseenBatches(Batches):
             rows = connection.execute(
                 statement("offload/unseen", "enqueue", table.names()), table.key_parameters(keys)
             ).fetchall()
-        return {keys[position - 1]: version for position, version in rows}
+        if any(is_left for _, _, is_left in rows):
+            self._has_gap = True
+        return {keys[position - 1]: version for position, version, _ in rows if version is not None}
 
     def _begin(self, connection: Connection) -> None:
         if self._is_begun:
@@ -85,29 +88,36 @@ class UnseenBatches(Batches):
         rows = connection.execute(
             statement("offload/unseen", "claim_unseen", table.names(self._cursor)), self._page_parameters()
         ).fetchall()
-        if len(rows) < self.limits.rows:
-            self._ended = True
-        if not rows:
-            self._complete_if_idle(connection)
-            return None
         width = len(table.key_columns)
-        self._cursor = tuple(rows[-1][:width])
-        # Another worker has these; should it die, a later scan must find them.
-        self._has_gap = self._has_gap or not all(row[-1] for row in rows)
-        page = _Page(self._cursor)
         with self._checkpoint_lock:
+            # Together: a page finished in between must not take the scan for complete while this one is in flight.
+            self._ended = len(rows) < self.limits.rows
+            if not rows:
+                if not self._pages and not self._has_gap:
+                    self._write_checkpoint(connection, self._cursor, is_complete=True)
+                return None
+            self._cursor = tuple(rows[-1][:width])
+            # Another worker has these; should it die, a later scan must find them.
+            self._has_gap = self._has_gap or not all(row[-1] for row in rows)
+            page = _Page(self._cursor)
             self._pages.append(page)
         return [tuple(row[:width]) for row in rows if row[-1]], page
 
-    def _complete_if_idle(self, connection: Connection) -> None:
-        """Nothing left to scan and nothing in flight: the end was reached with the page before."""
-        with self._checkpoint_lock:
-            if not self._pages and not self._has_gap:
-                self._write_checkpoint(connection, self._cursor, is_complete=True)
-
     def _measure(self, connection: Connection, keys: list[Key]) -> list[tuple[Key, int]]:
+        """Keys above the threshold with their bytes; what cannot be measured is left for `read` to explain."""
         if not keys:
             return []
+        try:
+            with connection.transaction():
+                return self._sizes(connection, keys)
+        except psycopg.Error as error:
+            if not is_about_the_rows(error, connection):
+                raise
+            if len(keys) == 1:
+                return [(keys[0], 0)]
+            return [found for key in keys for found in self._measure(connection, [key])]
+
+    def _sizes(self, connection: Connection, keys: list[Key]) -> list[tuple[Key, int]]:
         table = self.partition.table
         rows = connection.execute(
             statement("offload/unseen", "measure", table.names()),

@@ -14,12 +14,15 @@ from offload_pipeline.database.connection import Database, one_line, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.errors import ObjectDamagedError, OffloadError, StoreDeniedError, TransientError
-from offload_pipeline.offload.claims import Partition
+from offload_pipeline.offload.claims import Partition, require_same_store
 from offload_pipeline.offload.copier import STORE_DOWN_AFTER_FAILURES, Progress, no_progress
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
 from offload_pipeline.offload.requeue import requeue
 from offload_pipeline.storage.object_store import ObjectStore
 from offload_pipeline.verification.objects import PAGE_ROWS, NamedObject, check_end, check_whole, named_objects
+
+# A store that lost so many lost more; they are found in the passes after, when these have been copied again.
+MOST_DAMAGED = 1000
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class _Verifier:
         self._connection, self._store, self._partition = connection, store, partition
         self._options, self._run_id, self._progress, self._threads = options, run_id, progress, threads
         with transaction(connection):
-            self._mark, self._verified_through = self._fetch_one("set_mark")
+            self._mark, self._verified_through = self._set_mark()
         self._result = VerificationResult(self._mark)
 
     def work(self) -> VerificationResult:
@@ -110,9 +113,13 @@ class _Verifier:
         cursor: tuple[datetime, Key] | None = None
         while page := self._page(name, cursor, PAGE_ROWS):
             yield page
-            if len(self._result.unanswered) >= STORE_DOWN_AFTER_FAILURES:
+            if self._is_settled():
                 return
             cursor = (page[-1].stored_at, page[-1].key)
+
+    def _is_settled(self) -> bool:
+        """Looking further would only make a longer list of what is known: the pass does not stand."""
+        return len(self._result.unanswered) >= STORE_DOWN_AFTER_FAILURES or len(self._result.damaged) >= MOST_DAMAGED
 
     def _page(self, name: str, cursor: tuple[datetime, Key] | None, rows: int) -> list[NamedObject]:
         table = self._partition.table
@@ -184,7 +191,8 @@ class _Verifier:
     def _resolve(self, page: list[NamedObject], wrong: list[Damage]) -> None:
         unsound = {damage.named.key for damage in wrong}
         sound = [named.key for named in page if named.key not in unsound]
-        resolve_failures(self._connection, self._partition, "verify", sound)
+        with transaction(self._connection):
+            resolve_failures(self._connection, self._partition, "verify", sound)
 
     def _conclude(self) -> None:
         result, parameters = self._result, self._partition.parameters()
@@ -206,12 +214,15 @@ class _Verifier:
                  "rows": result.rows_checked, "bytes": result.payload_bytes_read},
             )  # fmt: skip
 
-    def _fetch_one(self, name: str) -> tuple[datetime, datetime | None]:
+    def _set_mark(self) -> tuple[datetime, datetime | None]:
         found = self._connection.execute(
-            statement("verification/verify", name, self._partition.table.names()), self._partition.parameters()
+            statement("verification/verify", "set_mark", self._partition.table.names()),
+            {**self._partition.parameters(), "store_url": self._store.url},
         ).fetchone()
         assert found is not None  # noqa: S101 - an upsert returns its row
-        return found[0], found[1]
+        mark, verified_through, store_url = found
+        require_same_store(self._partition, store_url, self._store.url)
+        return mark, verified_through
 
 
 def _outcome(

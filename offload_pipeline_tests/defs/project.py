@@ -2,7 +2,7 @@
 
 import contextlib
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from dagster import (
     Definitions,
     ExecuteInProcessResult,
     MultiPartitionKey,
+    RetryPolicy,
+    RunRequest,
     build_sensor_context,
     define_asset_job,
 )
@@ -25,7 +27,8 @@ from dagster._core.instance.types import CachingDynamicPartitionsLoader  # what 
 
 from offload_pipeline.config import CONFIG_VARIABLE, DATABASE_VARIABLES, HOME_VARIABLE, TableConfig, load_config
 from offload_pipeline.definitions import build_definitions
-from offload_pipeline.defs.partitions import TENANT_PARTITIONS, key_of
+from offload_pipeline.defs.offload import assets
+from offload_pipeline.defs.partitions import TENANT_PARTITIONS, key_of, split_key
 from offload_pipeline.defs.resources import PipelineResource
 from offload_pipeline.pipeline import Pipeline, open_pipeline
 from offload_pipeline_tests.factories import insert_payloads, install, row_hashes, statuses
@@ -70,9 +73,16 @@ class Project:
         self.instance.add_dynamic_partitions(TENANT_PARTITIONS, [tenant_key])
         return self.run_key(job, key_of(table, tenant_key))
 
-    def run_key(self, job: str, key: MultiPartitionKey) -> ExecuteInProcessResult:
+    def run_request(self, request: RunRequest) -> ExecuteInProcessResult:
+        """What the daemon makes of the sensor's or the schedule's request, with its run configuration."""
+        table, tenant_key = split_key(str(request.partition_key))
+        return self.run_key(str(request.job_name), key_of(table, tenant_key), request.run_config)
+
+    def run_key(
+        self, job: str, key: MultiPartitionKey, run_config: Mapping[str, Any] | None = None
+    ) -> ExecuteInProcessResult:
         return self.definitions.resolve_job_def(job).execute_in_process(
-            partition_key=key, instance=self.instance, run_config=QUIET, raise_on_error=False
+            partition_key=key, instance=self.instance, run_config={**QUIET, **(run_config or {})}, raise_on_error=False
         )
 
     def statuses(self, table: str = "notices") -> dict[Any, str | None]:
@@ -108,6 +118,8 @@ def opened_project(
 ) -> Iterator[Project]:  # fmt: skip
     """Writes `folder/offload.yaml`, makes it this process's configuration, installs, and builds the definitions."""
     write_config(folder, monkeypatch, database_url, object_store, tables, **sections)
+    # As configured, but for the minutes between attempts.
+    monkeypatch.setattr(assets, "RETRY", RetryPolicy(max_retries=1, delay=0))
     config = load_config()
     pipeline = open_pipeline(config)
     install(pipeline)

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
-from dagster import AssetCheckKey, AssetKey, DefaultScheduleStatus, DefaultSensorStatus, MultiPartitionsDefinition
+from dagster import (
+    AssetCheckKey,
+    AssetKey,
+    Backoff,
+    DefaultScheduleStatus,
+    DefaultSensorStatus,
+    Jitter,
+    MultiPartitionsDefinition,
+    OpDefinition,
+)
 from dagster._core.definitions.repository_definition import RepositoryDefinition  # get_repository_def's type
 
 import offload_pipeline
@@ -149,6 +158,16 @@ def test_verification_blocks_and_the_queue_only_warns(repository: RepositoryDefi
     for check in (sound, short):
         assert check.partitions_def == graph.get(AssetKey("payload_objects")).partitions_def
         assert check.description
+
+
+def test_a_copy_and_a_release_are_tried_again_ever_later(repository: RepositoryDefinition) -> None:
+    for name in ("payload_objects", "released_payloads"):
+        step = repository.get_job("offload_job").get_node_named(name).definition
+        assert isinstance(step, OpDefinition)
+        policy = step.retry_policy
+        assert policy is not None
+        assert policy.max_retries > 1
+        assert (policy.backoff, policy.jitter) == (Backoff.EXPONENTIAL, Jitter.PLUS_MINUS)
 
 
 def test_every_job_runs_its_steps_in_one_process(repository: RepositoryDefinition) -> None:

@@ -15,12 +15,10 @@ from dagster import (
     Definitions,
     ExecuteInProcessResult,
     MaterializeResult,
-    RetryPolicy,
     asset,
     define_asset_job,
 )
 
-from offload_pipeline.defs.offload import assets
 from offload_pipeline.defs.partitions import table_tenant_partitions
 from offload_pipeline.offload.reader import StoredPayloads
 from offload_pipeline.storage.seaweedfs import SeaweedFS
@@ -33,12 +31,6 @@ PAYLOADS = [
     large_payload(300, seed=2),
     '{"exact": 1.10, "large": 123456789012345678901234567890}',
 ]
-
-
-@pytest.fixture
-def one_quick_retry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As configured, but without the wait between attempts."""
-    monkeypatch.setattr(assets, "RETRY", RetryPolicy(max_retries=1, delay=0))
 
 
 def attempts(result: ExecuteInProcessResult, step: str = "payload_objects") -> int:
@@ -159,7 +151,6 @@ def test_an_asset_downstream_never_gets_damaged_bytes(project: Project) -> None:
     assert "is no whole gzip member" in failure_of(result, "payload_reader")
 
 
-@pytest.mark.usefixtures("one_quick_retry")
 def test_a_store_that_is_down_is_tried_again_and_loses_nothing(
     make_project: MakeProject, seaweedfs: SeaweedFS, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +170,6 @@ def test_a_store_that_is_down_is_tried_again_and_loses_nothing(
     assert set(project.statuses().values()) == {"in_storage"}
 
 
-@pytest.mark.usefixtures("one_quick_retry")
 def test_a_bucket_that_does_not_exist_is_not_tried_again_and_loses_nothing(
     make_project: MakeProject, seaweedfs: SeaweedFS, s3_url: str
 ) -> None:
@@ -198,7 +188,6 @@ def test_a_bucket_that_does_not_exist_is_not_tried_again_and_loses_nothing(
     assert project.hashes() == before
 
 
-@pytest.mark.usefixtures("one_quick_retry")
 def test_a_table_that_is_not_installed_says_how_to_install_and_is_not_tried_again(
     project: Project, connection: psycopg.Connection
 ) -> None:
@@ -210,7 +199,6 @@ def test_a_table_that_is_not_installed_says_how_to_install_and_is_not_tried_agai
     assert failure_of(result, "pending_payloads").endswith("run: offload install --table notices")
 
 
-@pytest.mark.usefixtures("one_quick_retry")
 def test_a_database_that_is_down_fails_the_run_in_one_line_without_the_password(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

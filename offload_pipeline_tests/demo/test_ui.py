@@ -206,6 +206,7 @@ def test_a_backfill_launched_in_the_ui_moves_its_partitions_and_no_others(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_backfills_from_each_page_complete_and_the_sensor_moves_the_rest(
     demo: Pipeline, variables: Mapping[str, str], tmp_path: Path
 ) -> None:

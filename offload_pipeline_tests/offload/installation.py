@@ -1,7 +1,7 @@
 """One installed table with its pipeline, and what the application wrote into it: what most tests here begin with."""
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from psycopg import Connection, sql
 from offload_pipeline.config import TableConfig
 from offload_pipeline.database.table import Table
 from offload_pipeline.offload.claims import Partition
-from offload_pipeline.offload.copier import CopyResult
+from offload_pipeline.offload.copier import CopyResult, StoredPayload, record_copied
 from offload_pipeline.offload.release import ReleaseResult
 from offload_pipeline.pipeline import DrainResult, Pipeline
 from offload_pipeline.storage.object_store import ObjectStore
@@ -106,6 +106,21 @@ class Installation:
         assert found is not None
         assert found[0] is not None
         return str(found[0])
+
+    def record(self, connection: Connection, stored: Sequence[StoredPayload]) -> list[StoredPayload]:
+        """The protocol's step alone, in the caller's transaction."""
+        return record_copied(connection, self.partition(), stored, self.store.url, RUN)
+
+    def let_time_pass(self) -> None:
+        """As long as the next attempt of each failed row has to wait."""
+        self.connection.execute(
+            """
+            UPDATE payload_offload_failures SET
+                first_failed_at = first_failed_at - (next_attempt_at - last_failed_at),
+                last_failed_at = last_failed_at - (next_attempt_at - last_failed_at),
+                next_attempt_at = last_failed_at
+            """
+        )
 
     def failures(self) -> dict[str, dict[str, Any]]:
         """Lines of the failures table by primary key."""

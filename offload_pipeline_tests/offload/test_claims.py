@@ -15,9 +15,9 @@ import pytest
 from offload_pipeline.database.connection import transaction
 from offload_pipeline.database.table import Key
 from offload_pipeline.offload.claims import Batch, BatchLimits, PendingBatches
-from offload_pipeline.offload.copier import record_copied, store_payload
+from offload_pipeline.offload.copier import store_payload
 from offload_pipeline_tests.factories import large_payload
-from offload_pipeline_tests.offload.installation import RUN, Installation, StoreAddress, installed
+from offload_pipeline_tests.offload.installation import Installation, StoreAddress, installed
 from offload_pipeline_tests.offload.stores import CountingStore, HookedStore
 from offload_pipeline_tests.offload.waiting import advisory_locks, open_transactions
 from offload_pipeline_tests.offload.worker import result_of, start_worker
@@ -128,7 +128,7 @@ def test_a_row_that_another_worker_has_just_finished_is_seen_as_finished(
         with notices.pipeline.connect() as other, transaction(other):
             (row,) = read(self, other, [("2",)]).rows
             stored = store_payload(notices.store, notices.partition(), row, "standard")
-            assert record_copied(other, notices.partition(), [stored], RUN)
+            assert notices.record(other, [stored])
         return read(self, connection, keys)
 
     monkeypatch.setattr(PendingBatches, "read", finish_elsewhere)

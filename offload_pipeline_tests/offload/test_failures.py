@@ -11,6 +11,7 @@ from offload_pipeline.errors import (
     ObjectDamagedError,
     OffloadError,
     PermanentError,
+    ReadBackMismatchError,
     StoreDeniedError,
     StoreUnavailableError,
     TransientError,
@@ -41,11 +42,6 @@ class RefusingStore(ObjectStore):
         super().put(key, data)
 
 
-def let_time_pass(notices: Installation) -> None:
-    """The waits of all failures are over."""
-    notices.connection.execute("UPDATE payload_offload_failures SET next_attempt_at = now() - interval '1 second'")
-
-
 def wait_seconds(notices: Installation, key: str) -> float:
     failure = notices.failures()[key]
     return float((failure["next_attempt_at"] - failure["last_failed_at"]).total_seconds())
@@ -65,22 +61,23 @@ def test_a_row_that_fails_is_recorded_and_the_others_go_on(notices: Installation
     notices.assert_invariant()
 
 
-def test_a_failed_row_waits_twice_as_long_each_time_and_is_given_up_loudly(
-    database_url: str, local_store_url: str
-) -> None:
+def test_a_failed_row_waits_ever_longer_and_is_given_up_loudly(database_url: str, local_store_url: str) -> None:
     with installed(database_url, local_store_url, sections=OPTIONS) as notices:
         notices.insert([SMALL] * 2)
-        store = RefusingStore(notices.store, StoreUnavailableError("the store failed (500)"), "/1/")
+        store = RefusingStore(notices.store, ReadBackMismatchError("the store gave back other bytes"), "/1/")
         refusing = notices.with_store(store)
-        waits = []
+        waits: list[float] = []
         for attempt in range(1, MAX_ATTEMPTS + 1):
             assert refusing.copy().rows_failed == 1
             assert refusing.copy().rows_failed == 0, "not before the wait is over"
             assert notices.failures()["1"]["attempts"] == attempt
             waits.append(wait_seconds(notices, "1"))
-            let_time_pass(notices)
+            notices.let_time_pass()
         for attempt, seconds in enumerate(waits):
-            assert 30 * 2**attempt <= seconds + 0.1 <= 30 * 2**attempt * 1.5 + 1
+            least = max(30, sum(waits[:attempt]))
+            assert least - 1 <= seconds <= 1.5 * least + 3, (
+                "as long as it has failed so far, and up to half as much again"
+            )
         assert refusing.copy().rows_failed == 0, "given up"
         assert max(store.attempts.values()) == MAX_ATTEMPTS
         (failure,) = open_failures(notices.connection, "public", MAX_ATTEMPTS)
@@ -94,16 +91,31 @@ def test_a_failed_row_waits_twice_as_long_each_time_and_is_given_up_loudly(
         notices.assert_invariant()
 
 
+def test_an_outage_of_the_store_uses_up_no_attempts(database_url: str, local_store_url: str) -> None:
+    with installed(database_url, local_store_url, sections=OPTIONS) as notices:
+        notices.insert([SMALL])
+        refusing = notices.with_store(
+            RefusingStore(notices.store, StoreUnavailableError("the store failed (503)"), "/")
+        )
+        for _ in range(2 * MAX_ATTEMPTS):
+            assert refusing.copy().rows_failed == 1
+            assert wait_seconds(notices, "1") < 25 * 60, "and it ends soon after the outage does"
+            notices.let_time_pass()
+        assert not any(failure.given_up for failure in open_failures(notices.connection, "public", MAX_ATTEMPTS))
+        assert notices.drain().is_sound
+        notices.assert_invariant()
+
+
 def test_a_failure_is_resolved_when_the_row_succeeds_and_counted_anew_when_it_fails_again(
     notices: Installation,
 ) -> None:
     notices.insert([SMALL])
-    refusing = notices.with_store(RefusingStore(notices.store, StoreUnavailableError("the store failed (500)"), "/1/"))
+    refusing = notices.with_store(RefusingStore(notices.store, ReadBackMismatchError("other bytes"), "/1/"))
     refusing.copy()
-    let_time_pass(notices)
+    notices.let_time_pass()
     refusing.copy()
     assert notices.failures()["1"]["attempts"] == 2
-    let_time_pass(notices)
+    notices.let_time_pass()
     assert notices.copy().rows_copied == 1
     assert notices.failures()["1"]["resolved_at"] is not None
     notices.write(1, LARGE)
@@ -118,7 +130,7 @@ def test_a_permanent_failure_is_not_tried_again_until_the_row_changes(notices: I
     store = RefusingStore(notices.store, PermanentError("the store refuses it (400)"), "/1/")
     for _ in range(3):
         notices.with_store(store).copy()
-        let_time_pass(notices)
+        notices.let_time_pass()
     assert sum(store.attempts.values()) == 1
     assert notices.failures()["1"]["permanent"]
     notices.write(1, LARGE)
@@ -220,7 +232,7 @@ def test_a_store_that_is_down_ends_the_pass_early_and_costs_few_rows_an_attempt(
         assert sum(store.attempts.values()) == result.rows_failed == len(notices.failures())
         assert notices.one_status() == "pending_move"
         notices.assert_invariant()
-        let_time_pass(notices)
+        notices.let_time_pass()
         assert notices.drain().is_sound
         assert notices.one_status() == "in_storage"
         notices.assert_invariant()

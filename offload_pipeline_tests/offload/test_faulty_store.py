@@ -22,10 +22,6 @@ PASSES = 6
 ROWS = 30
 
 
-def let_time_pass(notices: Installation) -> None:
-    notices.connection.execute("UPDATE payload_offload_failures SET next_attempt_at = now() - interval '1 second'")
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_a_store_that_spoils_most_requests_loses_nothing(notices: Installation, seed: int) -> None:
     keys = notices.insert(large_payload(500, number) for number in range(ROWS))
@@ -38,12 +34,12 @@ def test_a_store_that_spoils_most_requests_loses_nothing(notices: Installation, 
             faulty.release()
         notices.assert_invariant()
         notices.write(keys[number], json.dumps({"written in pass": number}))
-        let_time_pass(notices)
+        notices.let_time_pass()
     assert len(store.faults) >= 9, "every kind of fault happened"
 
     store.heal()
     faulty.drain()
-    let_time_pass(notices)
+    notices.let_time_pass()
     assert faulty.drain().is_sound
     assert notices.one_status() == "in_storage"
     assert faulty.verify(full=True).passed
@@ -99,7 +95,7 @@ def test_a_server_that_fails_every_request_loses_nothing(
     assert_nothing_lost()
 
     proxy.heal()
-    let_time_pass(behind_proxy)
+    behind_proxy.let_time_pass()
     behind_proxy.copy()
     assert behind_proxy.one_status() == "copied"
     assert_nothing_lost()
@@ -112,7 +108,7 @@ def test_a_server_that_fails_every_request_loses_nothing(
         assert "in_storage" not in behind_proxy.statuses().values()
         assert_nothing_lost()
         proxy.heal()
-    let_time_pass(behind_proxy)
+    behind_proxy.let_time_pass()
     assert behind_proxy.drain().is_sound
     assert behind_proxy.one_status() == "in_storage"
     assert_nothing_lost()

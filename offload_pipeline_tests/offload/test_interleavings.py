@@ -10,7 +10,7 @@ import pytest
 
 from offload_pipeline.database.connection import transaction
 from offload_pipeline.offload.claims import Batch, BatchLimits, ClaimedRow, PendingBatches
-from offload_pipeline.offload.copier import record_copied, store_payload
+from offload_pipeline.offload.copier import store_payload
 from offload_pipeline_tests.factories import row_hashes
 from offload_pipeline_tests.offload.installation import RUN, Installation, installed
 from offload_pipeline_tests.offload.stores import HookedStore
@@ -131,7 +131,7 @@ def test_rows_written_between_read_back_and_recording_keep_what_was_written(
             assert batch is not None
             stored = [store_payload(notices.store, partition, row, "standard") for row in batch.rows]
             application.act()
-            recorded = record_copied(connection, partition, stored, RUN)
+            recorded = notices.record(connection, stored)
         assert [item.key for item in recorded] == [("1",)]
     finish(notices)
 
@@ -274,7 +274,7 @@ def test_the_application_waits_for_our_row_locks_no_longer_than_for_the_commit(
             batch = batches.claim(connection)
             assert batch is not None
             stored = [store_payload(notices.store, partition, row, "standard") for row in batch.rows]
-            assert len(record_copied(connection, partition, stored, RUN)) == len(Application.ROWS)
+            assert len(notices.record(connection, stored)) == len(Application.ROWS)
             thread = threading.Thread(target=write)
             thread.start()
             wait_until_blocked(notices.connection, "the application")
@@ -401,7 +401,7 @@ def test_a_row_is_recorded_only_while_it_is_pending(notices: Installation) -> No
     with notices.pipeline.connect() as connection, transaction(connection):
         row = ClaimedRow((str(key),), xmin, OLD.encode())
         stored = store_payload(notices.store, partition, row, "standard")
-        assert record_copied(connection, partition, [stored], RUN) == []
+        assert notices.record(connection, [stored]) == []
     assert notices.one_status() == "inline"
 
 
@@ -411,7 +411,7 @@ def test_a_row_is_recorded_only_in_the_version_that_was_read(notices: Installati
     with notices.pipeline.connect() as connection, transaction(connection):
         stale = ClaimedRow((str(key),), "3", b'{"written": "never"}')
         stored = store_payload(notices.store, partition, stale, "standard")
-        assert record_copied(connection, partition, [stored], RUN) == []
+        assert notices.record(connection, [stored]) == []
     assert notices.one_status() == "pending_move"
     assert blocked_sessions(notices.connection) == 0
     finish(notices)

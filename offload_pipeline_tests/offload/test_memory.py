@@ -44,12 +44,13 @@ def assert_memory_does_not_grow(notices: Installation, folder: Path, few: int, m
 
 
 def test_memory_does_not_grow_with_the_rows(notices: Installation, tmp_path: Path) -> None:
-    assert_memory_does_not_grow(notices, tmp_path, few=1_000, many=6_000)
+    assert_memory_does_not_grow(notices, tmp_path, few=1_000, many=5_000)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_memory_does_not_grow_with_very_many_rows(notices: Installation, tmp_path: Path) -> None:
-    assert_memory_does_not_grow(notices, tmp_path, few=5_000, many=50_000)
+    assert_memory_does_not_grow(notices, tmp_path, few=5_000, many=30_000)
 
 
 @pytest.mark.parametrize("is_older_than_the_trigger", [False, True])
@@ -57,7 +58,7 @@ def test_memory_stays_bounded_with_large_payloads_among_small_ones(
     database_url: str, local_store_url: str, tmp_path: Path, is_older_than_the_trigger: bool
 ) -> None:
     with installed(database_url, local_store_url, payload_type="text") as notices:
-        for seed in range(6):
+        for seed in range(4):
             insert_small = (
                 "INSERT INTO {table} (tenant_id, raw_payload) SELECT 'acme', n::text FROM generate_series(1, 50) AS n"
             )
@@ -66,5 +67,5 @@ def test_memory_stays_bounded_with_large_payloads_among_small_ones(
         if is_older_than_the_trigger:
             notices.execute("UPDATE {table} SET payload_storage_status = NULL, payload_bytes = NULL")
         result = result_of(start_worker(notices.pipeline, tmp_path, unseen=is_older_than_the_trigger))
-        assert result["rows_released"] == 6 * 51
+        assert result["rows_released"] == 4 * 51
         assert result["peak_megabytes"] < LIMIT_MEGABYTES

@@ -1,6 +1,7 @@
 """Backfill of rows older than the trigger: found, copied without marking, resumed, and never passed over."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -9,6 +10,7 @@ from psycopg import Connection
 
 from offload_pipeline.config import TableConfig
 from offload_pipeline.database.connection import transaction
+from offload_pipeline.errors import UserError
 from offload_pipeline.offload.claims import BatchLimits, Partition, PendingBatches
 from offload_pipeline.offload.unseen import UnseenBatches, count_unseen, unseen_tenants
 from offload_pipeline.pipeline import Pipeline
@@ -229,3 +231,46 @@ def test_the_queue_is_drained_as_well_in_the_same_pass(old_table: OldTable) -> N
     assert old_table.pipeline.copy(old_table.partition(), "run", unseen=True).rows_copied == 3
     batches = old_table.pipeline.batches(old_table.partition(), unseen=True)
     assert [type(one) for one in batches] == [UnseenBatches, PendingBatches]
+
+
+def test_a_row_that_the_application_holds_delays_nobody_and_is_found_by_a_later_scan(old_table: OldTable) -> None:
+    keys = old_table.fill(4)
+    install(old_table.pipeline)
+    with psycopg.connect(old_table.pipeline.database.url) as application:
+        application.execute("SELECT FROM public.notices WHERE id = %s FOR UPDATE", [keys[1]])
+        result = old_table.pipeline.copy(old_table.partition(), "run", unseen=True)
+        assert (result.rows_copied, result.rows_left, result.rows_failed) == (1, 1, 0)
+        assert statuses(old_table.connection, old_table.config)[keys[1]] is None
+    assert old_table.pipeline.copy(old_table.partition(), "run", unseen=True).rows_copied == 1
+
+
+def test_a_row_that_cannot_be_printed_fails_alone(database_url: str, local_store_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        old = OldTable(connection, database_url, local_store_url)
+        insert_payloads(
+            connection, old.config, [large_payload(3000, 1), large_payload(3000, 2), large_payload(3000, 3)]
+        )
+        # A number with 131,072 digits, 10,000 times: 100 kB in the row, more than a gigabyte as text.
+        connection.execute(
+            "UPDATE public.notices SET raw_payload = (SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, 10000)) "
+            "WHERE id = 2"
+        )
+        install(old.pipeline)
+        result = old.pipeline.copy(old.partition(), "run", unseen=True)
+        assert (result.rows_copied, result.rows_failed) == (2, 1)
+        assert statuses(connection, old.config)[2] == "pending_move"
+
+
+def test_a_partition_is_not_copied_into_a_second_store(old_table: OldTable, tmp_path: Path) -> None:
+    old_table.fill(4)
+    install(old_table.pipeline)
+    old_table.pipeline.copy(old_table.partition(), "run", unseen=True)
+    (tmp_path / "other").mkdir()
+    elsewhere = make_pipeline(old_table.pipeline.database.url, (tmp_path / "other").as_uri(), [old_table.config])
+    insert_payloads(old_table.connection, old_table.config, [LARGE])
+    with pytest.raises(UserError, match="its objects are in file://"):
+        elsewhere.copy(old_table.partition(), "run")
+    with pytest.raises(UserError, match="its objects are in file://"):
+        elsewhere.verify(old_table.partition(), "run")
+    assert old_table.pipeline.verify(old_table.partition(), "run").passed
+    assert elsewhere.release(old_table.partition(), "run").rows_released == 0

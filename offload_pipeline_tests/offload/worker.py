@@ -40,7 +40,7 @@ def start_worker(
 
 def result_of(worker: "subprocess.Popen[str]") -> dict[str, Any]:
     """What a worker printed; the process has ended well."""
-    printed, _ = worker.communicate(timeout=120)
+    printed, _ = worker.communicate(timeout=600)
     assert worker.returncode == 0
     result: dict[str, Any] = json.loads(printed)
     return result

@@ -27,13 +27,25 @@ CREATE TABLE public.canonical_tenders (
     raw json NOT NULL,
     updated_at timestamptz NOT NULL DEFAULT now()
 );
-COMMENT ON TABLE public.activities IS 'offload_pipeline demo'
+COMMENT ON TABLE public.activities IS {made_by};
+COMMENT ON TABLE public.notices IS {made_by};
+COMMENT ON TABLE public."TendersCurrent" IS {made_by};
+COMMENT ON TABLE public.canonical_tenders IS {made_by}
 
--- name: owner
--- Whether the demo's tables are there, and whether the demo made them.
+-- name: comments
+-- The demo's tables that exist, and what their comments say of who made them.
 SELECT
-    to_regclass('public.activities') IS NOT NULL,
-    obj_description(to_regclass('public.activities'), 'pg_class') = 'offload_pipeline demo'
+    c.relname,
+    coalesce(obj_description(c.oid, 'pg_class'), '')
+FROM pg_catalog.pg_class AS c
+WHERE c.relnamespace = 'public'::regnamespace
+    AND c.relname IN ('activities', 'notices', 'TendersCurrent', 'canonical_tenders')
+
+-- name: foreign_tables
+-- Tables with state that are none of the demo's: the bookkeeping then belongs to somebody.
+SELECT DISTINCT table_name
+FROM public.payload_offload_state
+WHERE table_name NOT IN ('activities', 'notices', 'TendersCurrent', 'canonical_tenders')
 
 -- name: drop
 DROP TABLE IF EXISTS public.activities, public.notices, public."TendersCurrent", public.canonical_tenders,

@@ -3,6 +3,7 @@
 CREATE TABLE IF NOT EXISTS {state} (
     tenant_id text NOT NULL,
     table_name text NOT NULL,
+    store_url text,
     checkpoint text[],
     backfilled_at timestamptz,
     rows_copied bigint NOT NULL DEFAULT 0,

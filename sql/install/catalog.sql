@@ -97,21 +97,15 @@ JOIN pg_catalog.pg_attribute AS a ON a.attrelid = d.adrelid AND a.attnum = d.adn
 WHERE d.adrelid = %(relation)s::regclass
     AND a.attname = %(name)s
 
--- name: leaves
--- The leaf partitions of a partitioned table.
-SELECT p.relid::regclass::text
-FROM pg_catalog.pg_partition_tree(%(relation)s::regclass) AS p
-WHERE p.isleaf
-
 -- name: offload_indexes
 -- Which of the queue's indexes stand, and whether each is valid. A long table name is cut, the ending never is.
 SELECT
-    substring(c.relname FROM '_offload_(pending|copied|stored)$'),
+    substring(c.relname FROM '_offload_(unseen|pending|copied|stored)$'),
     i.indisvalid
 FROM pg_catalog.pg_index AS i
 JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
 WHERE i.indrelid = %(relation)s::regclass
-    AND c.relname ~ '_offload_(pending|copied|stored)$'
+    AND c.relname ~ '_offload_(unseen|pending|copied|stored)$'
 
 -- name: trigger_modes
 -- D: disabled; R: fires on replicas only; O and A: fires for the application.

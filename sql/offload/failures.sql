@@ -1,5 +1,7 @@
 -- name: record_failure
--- Counts another attempt; the wait doubles from 30 seconds to at most a day, with up to half as much jitter.
+-- Counts another attempt, unless the store as a whole was out. The next waits as long as it has been failing (so the
+-- wait doubles), 30 seconds at least, a day at most (a quarter of an hour in an outage), with up to half as much jitter.
+-- Locks: its own row. Index: the primary key.
 INSERT INTO {failures} AS f (tenant_id, table_name, primary_key, stage, error_class, message, permanent, row_version,
     next_attempt_at)
 VALUES (%(tenant)s, %(table)s, %(primary_key)s, %(stage)s, %(error_class)s, %(message)s, %(permanent)s,
@@ -9,15 +11,20 @@ ON CONFLICT (table_name, tenant_id, primary_key, stage) DO UPDATE SET
     message = excluded.message,
     permanent = excluded.permanent,
     row_version = excluded.row_version,
-    attempts = CASE WHEN f.resolved_at IS NULL THEN f.attempts + 1 ELSE 1 END,
+    attempts = CASE WHEN f.resolved_at IS NULL THEN f.attempts + %(counts)s::integer ELSE 1 END,
     first_failed_at = CASE WHEN f.resolved_at IS NULL THEN f.first_failed_at ELSE clock_timestamp() END,
     last_failed_at = clock_timestamp(),
-    next_attempt_at = clock_timestamp()
-        + least(interval '1 day', interval '30 seconds' * 2 ^ least(f.attempts, 20)) * (1 + random() / 2),
+    next_attempt_at = clock_timestamp() + (1 + random() / 2) * least(
+        CASE WHEN %(counts)s = 1 THEN interval '1 day' ELSE interval '15 minutes' END,
+        greatest(
+            interval '30 seconds',
+            CASE WHEN f.resolved_at IS NULL THEN clock_timestamp() - f.first_failed_at END
+        )
+    ),
     resolved_at = NULL
 
 -- name: resolve_failures
--- A row that succeeded, or no longer exists, has no open failure.
+-- A row that succeeded has no open failure. Locks: the lines. Index: the primary key.
 UPDATE {failures}
 SET resolved_at = clock_timestamp()
 WHERE table_name = %(table)s
@@ -29,20 +36,21 @@ WHERE table_name = %(table)s
 -- name: is_waiting
 -- A condition on `t`: the row was refused for good, tried too often, or waits for its next attempt. Asking for the
 -- same version lets a row that has changed since try again at once; leaving it out keeps a scan index-only.
+-- Locks: none. Index: the primary key of the failures, or its partial index of open ones.
 EXISTS (
     SELECT
     FROM {failures} AS f
     WHERE f.table_name = %(table)s
         AND f.tenant_id = {tenant_text}
         AND f.primary_key = {key_text}
-        AND f.stage = 'copy'
+        AND f.stage = {stage}
         AND f.resolved_at IS NULL
         AND {is_same_version}
         AND (f.permanent OR f.attempts >= %(max_attempts)s OR f.next_attempt_at > statement_timestamp())
 )
 
 -- name: open_failures
--- For status and alerts.
+-- For status and alerts. Locks: none. Index: payload_offload_failures_open.
 SELECT
     table_name,
     tenant_id,
@@ -57,3 +65,13 @@ FROM {failures}
 WHERE resolved_at IS NULL
 ORDER BY last_failed_at DESC
 LIMIT %(limit)s
+
+-- name: count_given_up
+-- Rows of one table that nothing will try again before they change. Locks: none. Index: payload_offload_failures_open.
+SELECT tenant_id, count(*)
+FROM {failures}
+WHERE table_name = %(table)s
+    AND resolved_at IS NULL
+    AND stage <> 'verify'
+    AND (permanent OR attempts >= %(max_attempts)s)
+GROUP BY tenant_id

@@ -12,14 +12,14 @@ WHERE t.{status} = 'pending_move'
 GROUP BY 1
 
 -- name: known_tenants
--- The tenants that have ever been worked on.
+-- The tenants that have ever been worked on. Locks: none.
 SELECT tenant_id
 FROM {state}
 WHERE table_name = %(table)s
 ORDER BY tenant_id
 
 -- name: state_by_tenant
--- Progress and gate of each partition.
+-- Progress and gate of each partition. Locks: none.
 SELECT
     tenant_id,
     rows_copied,

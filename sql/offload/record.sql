@@ -1,9 +1,12 @@
 -- name: open_state
 -- Creates or locks the partition's state row until commit; verification takes the same lock to set its mark.
-INSERT INTO {state} AS s (tenant_id, table_name)
-VALUES (%(tenant)s, %(table)s)
-ON CONFLICT (tenant_id, table_name) DO UPDATE SET updated_at = clock_timestamp()
-RETURNING s.verification_mark
+-- Locks: that row. Index: its primary key.
+INSERT INTO {state} AS s (tenant_id, table_name, store_url)
+VALUES (%(tenant)s, %(table)s, %(store_url)s)
+ON CONFLICT (tenant_id, table_name) DO UPDATE SET
+    store_url = coalesce(s.store_url, excluded.store_url),
+    updated_at = clock_timestamp()
+RETURNING s.verification_mark, s.store_url
 
 -- name: record_copied
 -- Pointer and status for the rows whose objects were read back; the payload stays. A row changed since it was
@@ -37,7 +40,7 @@ WHERE {keys_match}
 RETURNING k.position, k.size
 
 -- name: count_copied
--- Progress of the partition; the state row is already locked by open_state.
+-- Progress of the partition. Locks: the state row, which open_state holds already. Index: its primary key.
 UPDATE {state}
 SET
     rows_copied = rows_copied + %(rows)s,
@@ -48,6 +51,6 @@ WHERE tenant_id = %(tenant)s
     AND table_name = %(table)s
 
 -- name: log_action
--- The audit line of a batch or pass.
+-- The audit line of a batch or pass. Locks: none.
 INSERT INTO {log} (run_id, table_name, tenant_id, action, rows, bytes)
 VALUES (%(run_id)s, %(table)s, %(tenant)s, %(action)s, %(rows)s, %(bytes)s)

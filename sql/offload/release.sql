@@ -12,10 +12,12 @@ WITH page AS MATERIALIZED (
     FROM {relation} AS t
     JOIN {state} AS s ON s.tenant_id = %(tenant)s AND s.table_name = %(table)s
     WHERE t.{status} = 'copied'
+        AND s.store_url = %(store_url)s
         AND {is_tenant}
         AND t.{stored_at} <= s.verified_through
         AND t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval
         AND {after_position}
+        AND {is_due_for_release}
     ORDER BY t.{stored_at}, {keys}
     LIMIT %(page_rows)s
 ),
@@ -69,7 +71,7 @@ LEFT JOIN released AS r ON r.position = p.position
 ORDER BY p.position
 
 -- name: next_releasable
--- The keys of the page that release would take, for taking them one by one.
+-- The keys of the page that release would take, for taking them one by one. Locks: none. Index: <table>_offload_copied.
 SELECT
     {keys_as_text},
     t.{stored_at},
@@ -77,14 +79,17 @@ SELECT
 FROM {relation} AS t
 JOIN {state} AS s ON s.tenant_id = %(tenant)s AND s.table_name = %(table)s
 WHERE t.{status} = 'copied'
+    AND s.store_url = %(store_url)s
     AND {is_tenant}
     AND t.{stored_at} <= s.verified_through
     AND t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval
     AND {after_position}
+    AND {is_due_for_release}
 ORDER BY t.{stored_at}, {keys}
 LIMIT %(page_rows)s
 
 -- name: count_released
+-- Locks: the partition's state row, until commit. Index: its primary key.
 UPDATE {state}
 SET
     rows_released = rows_released + %(rows)s,
@@ -95,7 +100,7 @@ WHERE tenant_id = %(tenant)s
 
 -- name: mismatched
 -- Of these keys, the rows that are still copied and whose payload is not what was stored: the payload was written
--- past the trigger, or the pointer by hand.
+-- past the trigger, or the pointer by hand. Locks: none. Index: the primary key.
 SELECT
     {keys_as_text},
     t.{object_key},

@@ -17,7 +17,8 @@ FROM (
 ) AS p
 
 -- name: measure
--- Of these rows, the ones still never seen whose payload is above the threshold, with its bytes. Locks: none.
+-- Of these rows, the ones still never seen whose payload is above the threshold, with its bytes.
+-- Locks: none. Index: the primary key.
 SELECT
     k.position,
     octet_length(t.{payload}::text)
@@ -32,17 +33,39 @@ ORDER BY k.position
 -- name: enqueue
 -- Rows that a scan could not copy join the pending queue, so that no checkpoint passes them for good.
 -- The size is the stored one, which costs nothing to ask for: it bounds the batch until the copy writes the true one.
--- Locks: the rows, NO KEY UPDATE; waits up to lock_timeout for the application.
-UPDATE {relation} AS t
-SET
-    {status} = 'pending_move',
-    {size} = coalesce(t.{size}, pg_column_size(t.{payload}))
-FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
-WHERE {keys_match}
-    AND t.{status} IS NULL
-RETURNING k.position, t.xmin::text
+-- `is_left`: the application holds the row now, and it is still never seen; a later scan must find it.
+-- Locks: the rows, NO KEY UPDATE, never waits. Index: the primary key.
+WITH named AS MATERIALIZED (
+    SELECT *
+    FROM unnest({key_arrays}) WITH ORDINALITY AS s ({key_names_bare}, position)
+),
+k AS MATERIALIZED (
+    SELECT named.*
+    FROM named
+    JOIN {relation} AS t ON {keys_match_named}
+    WHERE t.{status} IS NULL
+    FOR NO KEY UPDATE OF t SKIP LOCKED
+),
+queued AS (
+    UPDATE {relation} AS t
+    SET
+        {status} = 'pending_move',
+        {size} = coalesce(t.{size}, pg_column_size(t.{payload}))
+    FROM k
+    WHERE {keys_match}
+        AND t.{status} IS NULL
+    RETURNING k.position, t.xmin::text AS row_version
+)
+SELECT
+    named.position,
+    q.row_version,
+    q.position IS NULL AND t.{status} IS NULL AS is_left
+FROM named
+JOIN {relation} AS t ON {keys_match_named}
+LEFT JOIN queued AS q ON q.position = named.position
 
 -- name: read_checkpoint
+-- Locks: none. Index: the primary key.
 SELECT checkpoint, backfilled_at
 FROM {state}
 WHERE tenant_id = %(tenant)s
@@ -50,6 +73,7 @@ WHERE tenant_id = %(tenant)s
 
 -- name: write_checkpoint
 -- How far the scan of never-seen rows has come; backfilled_at when it has reached the end.
+-- Locks: the partition's state row, for the statement alone. Index: its primary key.
 INSERT INTO {state} AS s (tenant_id, table_name, checkpoint, backfilled_at)
 VALUES (%(tenant)s, %(table)s, %(checkpoint)s, CASE WHEN %(is_complete)s THEN clock_timestamp() END)
 ON CONFLICT (tenant_id, table_name) DO UPDATE SET
@@ -58,7 +82,8 @@ ON CONFLICT (tenant_id, table_name) DO UPDATE SET
     updated_at = clock_timestamp()
 
 -- name: unseen_tenants
--- The tenants that have never-seen rows, hopping from one to the next in the index. Index: <table>_offload_unseen.
+-- The tenants that have never-seen rows, hopping from one to the next in the index.
+-- Locks: none. Index: <table>_offload_unseen.
 WITH RECURSIVE hop AS (
     (
         SELECT t.{tenant_column} AS tenant
@@ -86,6 +111,7 @@ WHERE tenant IS NOT NULL
 
 -- name: count_unseen
 -- For a dry run: never-seen rows above the threshold and their bytes. Reads every one of the tenant's payloads.
+-- Locks: none. Index: <table>_offload_unseen.
 SELECT
     count(*),
     coalesce(sum(octet_length(t.{payload}::text)), 0)::bigint

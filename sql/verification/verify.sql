@@ -1,12 +1,13 @@
 -- name: set_mark
 -- Locks the state row, so that every recording transaction is either committed and visible or will stamp its rows
 -- later than the mark (see open_state and record_copied).
-INSERT INTO {state} AS s (tenant_id, table_name, verification_mark)
-VALUES (%(tenant)s, %(table)s, clock_timestamp())
+INSERT INTO {state} AS s (tenant_id, table_name, verification_mark, store_url)
+VALUES (%(tenant)s, %(table)s, clock_timestamp(), %(store_url)s)
 ON CONFLICT (tenant_id, table_name) DO UPDATE SET
+    store_url = coalesce(s.store_url, excluded.store_url),
     verification_mark = greatest(clock_timestamp(), s.verification_mark),
     updated_at = clock_timestamp()
-RETURNING s.verification_mark, s.verified_through
+RETURNING s.verification_mark, s.verified_through, s.store_url
 
 -- name: new_copies
 -- One page of the rows copied since the last pass. Locks: none. Index: <table>_offload_copied.

@@ -54,6 +54,7 @@ class QueueLook:
 
     tenant_keys: Sequence[str]
     pending: Sequence[PendingPartition]
+    not_installed: Sequence[str]
 
 
 def look_at_queue(pipeline: Pipeline) -> QueueLook:
@@ -62,18 +63,23 @@ def look_at_queue(pipeline: Pipeline) -> QueueLook:
     tenant_keys: set[str] = set()
     pending: dict[tuple[str, str], PendingPartition] = {}
     with pipeline.connect() as connection:
-        for table in pipeline.tables(connection):
+        found = [pipeline.inspect(connection, table.name) for table in pipeline.config.tables]
+        for table in [table for table in found if table.is_installed]:
             queue = pipeline.pending(connection, table)
             tenant_keys.update(partition_key(tenant, buckets) for tenant in pipeline.tenants(connection, table, queue))
-            for found in queue:
-                if found.tenant is None:
+            for waiting in queue:
+                if waiting.tenant is None:
                     continue
-                key = partition_key(found.tenant, buckets)
+                key = partition_key(waiting.tenant, buckets)
                 one = pending.setdefault((table.name, key), PendingPartition(table.name, key))
-                one.rows += found.rows
-                if found.age_seconds() >= one.age_seconds:
-                    one.oldest, one.age_seconds = found.oldest, found.age_seconds()
-    return QueueLook(sorted(tenant_keys), sorted(pending.values(), key=lambda one: (-one.age_seconds, -one.rows)))
+                one.rows += waiting.rows
+                if waiting.age_seconds() >= one.age_seconds:
+                    one.oldest, one.age_seconds = waiting.oldest, waiting.age_seconds()
+    return QueueLook(
+        tenant_keys=sorted(tenant_keys),
+        pending=sorted(pending.values(), key=lambda one: (-one.age_seconds, -one.rows)),
+        not_installed=[table.name for table in found if not table.is_installed],
+    )
 
 
 def run_requests(

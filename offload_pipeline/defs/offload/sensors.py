@@ -34,10 +34,13 @@ def offload_sensors(config: Config) -> list[SensorDefinition]:
         new = [key for key in look.tenant_keys if key not in known]
         due = [one for one in look.pending if one.is_due(config.offload)]
         requests = run_requests(context.instance, due, config.offload.max_runs_per_tick)
-        rows = sum(one.rows for one in look.pending)
+        reason = f"{sum(one.rows for one in look.pending)} rows pending, {len(due)} partitions due, none free"
+        if look.not_installed:
+            reason += f"; not installed: {', '.join(look.not_installed)} (run: offload install)"
+            context.log.warning(reason)
         return SensorResult(
             run_requests=requests,
-            skip_reason=None if requests else SkipReason(f"{rows} rows pending, {len(due)} partitions due, none free"),
+            skip_reason=None if requests else SkipReason(reason),
             dynamic_partitions_requests=[AddDynamicPartitionsRequest(TENANT_PARTITIONS, new)] if new else [],
         )
 

@@ -4,6 +4,7 @@ from dagster import AssetCheckExecutionContext, AssetCheckResult, AssetChecksDef
 
 from offload_pipeline.config import Config
 from offload_pipeline.defs.metadata import verification_metadata
+from offload_pipeline.defs.offload.assets import POOL, RETRY
 from offload_pipeline.defs.partitions import table_tenant_partitions
 from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
 
@@ -11,7 +12,13 @@ from offload_pipeline.defs.resources import PipelineResource, no_retry_of_perman
 def verification_checks(config: Config) -> list[AssetChecksDefinition]:
     """The check of the stored payloads."""
 
-    @asset_check(asset="payload_objects", partitions_def=table_tenant_partitions(config), blocking=True, pool="offload")
+    @asset_check(
+        asset="payload_objects",
+        partitions_def=table_tenant_partitions(config),
+        blocking=True,
+        pool=POOL,
+        retry_policy=RETRY,
+    )
     def objects_are_sound(context: AssetCheckExecutionContext, pipeline: PipelineResource) -> AssetCheckResult:
         """Every new object is there and whole, and a sample, read and hashed again, is what the rows hold."""
         with no_retry_of_permanent_errors():

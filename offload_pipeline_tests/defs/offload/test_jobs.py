@@ -7,7 +7,7 @@ from dagster import AssetCheckSeverity, DagsterUnknownPartitionError
 from offload_pipeline.defs.partitions import TENANT_PARTITIONS, key_of
 from offload_pipeline.offload.tenants import partition_key
 from offload_pipeline_tests.defs.conftest import MakeProject
-from offload_pipeline_tests.defs.project import COPY_JOB, QUIET, Project, evaluations, metadata_of
+from offload_pipeline_tests.defs.project import COPY_JOB, Project, evaluations, metadata_of
 from offload_pipeline_tests.factories import insert_payloads, large_payload, make_table
 
 JOBS = ("offload_job", "release_job", "verification_job", "pending_job")
@@ -162,8 +162,6 @@ def test_a_launch_may_leave_out_the_rows_older_than_the_trigger(project: Project
     before = project.statuses()
     project.instance.add_dynamic_partitions(TENANT_PARTITIONS, ["acme"])
     chosen = {"ops": {"payload_objects": {"config": {"unseen": False}}}}
-    result = project.definitions.resolve_job_def(COPY_JOB).execute_in_process(
-        partition_key=key_of("notices", "acme"), instance=project.instance, run_config={**QUIET, **chosen}
-    )
+    result = project.run_key(COPY_JOB, key_of("notices", "acme"), chosen)
     assert metadata_of(result, "payload_objects")["rows"] == 0
     assert project.statuses() == before

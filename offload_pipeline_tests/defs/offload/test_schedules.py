@@ -34,11 +34,11 @@ def keys(data: ScheduleExecutionData) -> list[str]:
 def test_everything_pending_is_asked_for_and_its_tenants_become_known(project: Project) -> None:
     project.insert(["{}"], tenant="acme")
     project.insert(["{}"], tenant="Zoë, Inc.")
-    asked = keys(evaluate(project))
-    assert len(asked) == 2
-    assert set(asked) == {f"notices|{key}" for key in project.instance.get_dynamic_partitions(TENANT_PARTITIONS)}
-    for key in asked:
-        assert project.run("offload_job", key.partition("|")[2]).success
+    data = evaluate(project)
+    assert len(keys(data)) == 2
+    assert set(keys(data)) == {f"notices|{key}" for key in project.instance.get_dynamic_partitions(TENANT_PARTITIONS)}
+    for request in data.run_requests or []:
+        assert project.run_request(request).success
     assert set(project.statuses().values()) == {"in_storage"}
 
 
