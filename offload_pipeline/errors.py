@@ -17,6 +17,10 @@ class PermanentError(OffloadError):
     """Trying again will give the same answer: a payload over the bucket's limit, a permission, a missing object."""
 
 
+class DatabaseUnreachableError(UserError, TransientError):
+    """No server answers there: a mistake in the URL, or an outage that passes."""
+
+
 class StoreUnavailableError(TransientError):
     """The object store did not answer, or answered with an error that may pass."""
 
@@ -43,3 +47,7 @@ class PayloadTooLargeError(PermanentError):
 
 class RowNotFoundError(PermanentError):
     """The table has no row with this primary key."""
+
+
+class ReleaseUndoneError(TransientError):
+    """A trigger of the table turned the released row into something else; rolled back, until that is mended."""

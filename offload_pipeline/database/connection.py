@@ -11,7 +11,7 @@ from psycopg import Connection, errors
 from psycopg.conninfo import conninfo_to_dict
 
 from offload_pipeline.config import DatabaseConfig
-from offload_pipeline.errors import UserError
+from offload_pipeline.errors import DatabaseUnreachableError, UserError
 
 CONNECT_TIMEOUT_SECONDS = 10
 # A batch holds claims while it talks to the store; a worker that hangs longer loses them.
@@ -33,11 +33,12 @@ _SETTINGS = {
 }
 _SET_LOCAL = "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _SETTINGS.items())
 
-# Not the row's fault: trying the rows one by one would only meet the same again.
-_PASSES_BY_ITSELF = (
+# Not the row's fault: trying the rows one by one would only meet the same again, and use up their attempts.
+_NOT_ABOUT_ROWS = (
     errors.AdminShutdown, errors.CannotConnectNow, errors.CrashShutdown, errors.DeadlockDetected, errors.DiskFull,
-    errors.IdleInTransactionSessionTimeout, errors.LockNotAvailable, errors.OutOfMemory, errors.QueryCanceled,
-    errors.TooManyConnections,
+    errors.IdleInTransactionSessionTimeout, errors.InsufficientPrivilege, errors.LockNotAvailable, errors.OutOfMemory,
+    errors.QueryCanceled, errors.ReadOnlySqlTransaction, errors.TooManyConnections, errors.UndefinedColumn,
+    errors.UndefinedFunction, errors.UndefinedTable,
 )  # fmt: skip
 
 
@@ -67,11 +68,12 @@ class Database:
             ) from None
         except psycopg.OperationalError as error:
             reason = (str(error).strip().splitlines() or ["no answer"])[0].removeprefix("connection failed: ")
-            raise UserError(
+            raise DatabaseUnreachableError(
                 f"cannot connect to {self.where()}: {reason}; check database.url and that the server runs"
             ) from None
         # Whatever the database's default: a claim must be followed by a younger snapshot, and xmin is the guard.
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        connection.read_only = False
         return connection
 
     def where(self) -> str:
@@ -99,7 +101,7 @@ def transaction(connection: Connection) -> Iterator[Connection]:
 
 def is_about_the_rows(error: psycopg.Error, connection: Connection) -> bool:
     """Whether a statement failed because of the rows in it, and not because of the server or the connection."""
-    return not connection.closed and not isinstance(error, _PASSES_BY_ITSELF)
+    return not connection.closed and not isinstance(error, _NOT_ABOUT_ROWS)
 
 
 def one_line(error: psycopg.Error) -> str:

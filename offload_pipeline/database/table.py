@@ -146,9 +146,11 @@ class Table:
         column = self.config.tenant.column
         if column is None:
             return sql.SQL("TRUE")
-        return sql.SQL("{} = {}::{}").format(
-            sql.Identifier(alias, column), sql.Placeholder("tenant"), sql.SQL(self.columns[column].type)
-        )
+        # Equal by type finds the index; equal as text keeps apart what the type takes for the same (1.0, 1.00; citext).
+        return sql.SQL('({column} = {tenant}::text::{type} AND {column}::text COLLATE "C" = {tenant}::text)').format(
+            column=sql.Identifier(alias, column), tenant=sql.Placeholder("tenant"),
+            type=sql.SQL(self.columns[column].type),
+        )  # fmt: skip
 
     @cached_property
     def _names(self) -> dict[str, sql.Composable]:

@@ -9,7 +9,7 @@ from pydantic import PrivateAttr
 
 from offload_pipeline.config import load_config
 from offload_pipeline.defs.partitions import split_key
-from offload_pipeline.errors import PermanentError, UserError
+from offload_pipeline.errors import PermanentError, TransientError, UserError
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.queue import PendingTenant
 from offload_pipeline.pipeline import Pipeline, open_pipeline
@@ -21,6 +21,8 @@ def no_retry_of_permanent_errors() -> Iterator[None]:
     try:
         yield
     except (UserError, PermanentError) as error:
+        if isinstance(error, TransientError):
+            raise
         raise Failure(description=str(error), allow_retries=False) from error
 
 

@@ -11,6 +11,8 @@ from offload_pipeline.database.embedded import embedded_url
 from offload_pipeline.storage.seaweedfs import SeaweedFS
 
 DAGSTER_DATABASE = "dagster"
+# These would be sent along with the demo's own keys, or to another server.
+CALLERS_ACCOUNT = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 # Read by defs.storage, which brings Dagster; `offload --help` must not.
 DAGSTER_DATABASE_VARIABLE = "OFFLOAD_DAGSTER_DATABASE_URL"
 
@@ -38,7 +40,10 @@ def demo_environment(home: Path, s3: SeaweedFS | None) -> dict[str, str]:
 
 
 def enter(variables: Mapping[str, str]) -> None:
-    """Makes them this process's environment."""
+    """Makes them this process's environment, without the caller's own account where the demo has one."""
+    if "AWS_ACCESS_KEY_ID" in variables:
+        for name in CALLERS_ACCOUNT:
+            os.environ.pop(name, None)
     os.environ.update(variables)
 
 

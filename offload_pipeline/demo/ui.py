@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,8 +15,32 @@ from offload_pipeline.errors import TransientError, UserError
 
 HOST = "127.0.0.1"
 START_SECONDS = 120
-STOP_SECONDS = 30
+# The watcher asks three times, 20 seconds apart; usually the first is enough.
+STOP_SECONDS = 70
 POLL_SECONDS = 0.5
+
+# Leads a session with everything below `dagster dev`: webserver, daemon, code server and runs. SIGINT is taken back
+# from shells that start background jobs with it ignored.
+_WATCH = """
+import os, signal, subprocess, sys, threading
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+dagster = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+def stop_with_owner():
+    os.read(0, 1)
+    for ask in (signal.SIGINT, signal.SIGTERM):
+        os.killpg(0, ask)
+        try:
+            return dagster.wait(20)
+        except subprocess.TimeoutExpired:
+            pass
+    dagster.kill()
+threading.Thread(target=stop_with_owner, daemon=True).start()
+code = dagster.wait()
+subprocess.Popen(["sh", "-c", f"kill -9 -- -{os.getpid()}"], start_new_session=True)
+os._exit(code)
+"""
 
 
 @contextlib.contextmanager
@@ -28,9 +51,9 @@ def dagster_ui(variables: Mapping[str, str], port: int, log_file: Path) -> Itera
     """
     port = port or _free_port()
     address = f"http://{HOST}:{port}"
-    if _answers(address):
+    if _is_taken(port):
         raise UserError(f"port {port} is in use; choose another: offload up --port 3001")
-    command = [
+    dagster = [
         sys.executable,
         "-m",
         "dagster",
@@ -43,21 +66,22 @@ def dagster_ui(variables: Mapping[str, str], port: int, log_file: Path) -> Itera
         str(port),
     ]
     with log_file.open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603 - this interpreter, fixed arguments
-            command, env={**os.environ, **variables}, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        watcher = subprocess.Popen(  # noqa: S603 - this interpreter, the script above
+            [sys.executable, "-c", _WATCH, *dagster], env={**os.environ, **variables}, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=log, stderr=log,
         )  # fmt: skip
     try:
-        _wait_until_it_answers(process, address, log_file)
+        _wait_until_it_answers(watcher, address, log_file)
         yield address
     finally:
-        _stop(process)
+        # Its input ends, and it stops everything; the same happens when this process is killed.
+        watcher.communicate(timeout=STOP_SECONDS)
 
 
-def _wait_until_it_answers(process: "subprocess.Popen[bytes]", address: str, log_file: Path) -> None:
+def _wait_until_it_answers(watcher: "subprocess.Popen[bytes]", address: str, log_file: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not _answers(address):
-        if process.poll() is not None or time.monotonic() > deadline:
+        if watcher.poll() is not None or time.monotonic() > deadline:
             raise TransientError(f"Dagster did not start; see {log_file}")
         time.sleep(POLL_SECONDS)
 
@@ -72,18 +96,14 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Asks the whole session to end: `dagster dev` has webserver, daemon, code server and runs below it."""
-    for ask in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, ask)
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            process.wait(STOP_SECONDS)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+            probe.bind((HOST, port))
+        except OSError:
+            return True
+    return False
 
 
 def _free_port() -> int:

@@ -18,7 +18,12 @@ from offload_pipeline.install.preflight import check_database, check_table
 TEXT_PER_STORED_BYTE = {"jsonb": 6, "json": 1, "text": 1}
 POINTER_DDL = {"status": "text", "size": "bigint", "object_key": "text", "hash": "text", "stored_at": "timestamptz"}
 # Fires after the application's own BEFORE triggers, which run in the order of their names.
-TRIGGER_NAMES = ("zz_payload_offload_insert", "zz_payload_offload_update", "zz_payload_offload_move")
+TRIGGER_NAMES = (
+    "zz_payload_offload_insert",
+    "zz_payload_offload_update",
+    "zz_payload_offload_move",
+    "zz_payload_offload_whole",
+)
 # `get_activity_payload(id)` beside `get_activities_payload(id)`: a name existing applications call.
 FUNCTION_ALIASES = {"activities": "activity"}
 
@@ -92,8 +97,7 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
         "threshold": sql.Literal(config.threshold_bytes),
         "leaves_reference": sql.SQL("TRUE" if config.after_copy == "reference" else "FALSE"),
         "hint": sql.Literal(
-            "Write the whole new payload; or put the old one back first: "
-            f"offload restore --table {config.name} --primary-key KEY; "
+            f"To restore it, write the whole payload, which `offload get {config.name} KEY` prints; "
             f"or drop it: set {config.payload} and {config.columns.object_key} to NULL."
         ),
         "is_small": sql.SQL("NEW.{payload} IS NULL").format(payload=sql.Identifier(config.payload))
@@ -102,11 +106,11 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
             "NEW.{payload} IS NULL "
             "OR (pg_column_size(NEW.{payload}) <= {limit} AND pg_column_compression(NEW.{payload}) IS NULL)"
         ).format(payload=sql.Identifier(config.payload), limit=sql.Literal(config.threshold_bytes // factor)),
-        "place": sql.SQL(", ").join(map(sql.Identifier, place)),
         "is_moved": sql.SQL("({}) IS DISTINCT FROM ({})").format(
             *(sql.SQL(", ").join(sql.Identifier(version, name) for name in place) for version in ("new", "old"))
         ),
         "function": sql.Identifier(table.schema, _bounded(_folded(table), "_payload_offload")),
+        "pointer_function": sql.Identifier(table.schema, _bounded(_folded(table), "_payload_offload_pointer")),
         "store_url": sql.Literal(store_url.rstrip("/") + "/"),
         "arguments": sql.SQL(", ").join(sql.SQL(column.type) for column in table.key_columns),
         "argument_match": sql.SQL(" AND ").join(
@@ -131,12 +135,14 @@ def _columns(connection: Connection, table: Table, names: dict[str, sql.Composab
 
 
 def _triggers(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composed]:
-    function = statement("install/table", "trigger_function", names)
+    functions = [statement("install/table", name, names) for name in ("trigger_function", "pointer_function")]
     stale: list[sql.Composed] = []
-    for name, kind in zip(TRIGGER_NAMES, ("insert_trigger", "update_trigger", "move_trigger"), strict=True):
+    for name, kind in zip(
+        TRIGGER_NAMES, ("insert_trigger", "update_trigger", "move_trigger", "pointer_trigger"), strict=True
+    ):
         trigger = names | {"trigger": sql.Identifier(name)}
         create = statement("install/table", kind, trigger)
-        wanted = _fingerprint([function, create], connection)
+        wanted = _fingerprint([*functions, create], connection)
         found = connection.execute(statement("install/catalog", "description"), _of(table, connection, name)).fetchone()
         if found is None or found[0] != wanted:
             stale += [
@@ -144,7 +150,7 @@ def _triggers(connection: Connection, table: Table, names: dict[str, sql.Composa
                 statement("install/table", "comment_on_trigger", trigger | {"fingerprint": sql.Literal(wanted)}),
             ]
     if stale:
-        yield from (function, *stale)
+        yield from (*functions, *stale)
 
 
 def _functions(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> list[sql.Composed]:

@@ -38,6 +38,7 @@ def check_table(connection: Connection, table: Table) -> None:
         )
     _check_key(connection, table, relation)
     _check_columns(table)
+    _check_dependents(connection, table, relation)
     if is_partition and not table.is_installed:
         raise UserError(
             f"{table.name}: {relation} is a partition, to which columns cannot be added; "
@@ -72,6 +73,30 @@ def _check_key(connection: Connection, table: Table, relation: str) -> None:
             f"{table.name}: primary_key [{', '.join(table.config.primary_key)}] is not unique in {relation}; "
             f"write [{', '.join(unique[0][0])}]"
         )
+
+
+def _check_dependents(connection: Connection, table: Table, relation: str) -> None:
+    """Refuses what would be confused or lost along with the payload."""
+    config = table.config
+    given = {
+        "relation": relation, "payload": config.payload,
+        "columns": [*config.primary_key, *([config.tenant.column] if config.tenant.column else [])],
+    }  # fmt: skip
+    derived = connection.execute(statement("install/catalog", "derived_columns"), given).fetchone()
+    if derived and config.after_copy != "keep":
+        raise UserError(
+            f"{table.name}: {derived[0]} is generated from {config.payload} and would change when that is freed; "
+            "make it an ordinary column, or set after_copy: keep"
+        )
+    loose = connection.execute(statement("install/catalog", "loose_columns"), given).fetchone()
+    if loose:
+        raise UserError(
+            f"{table.name}: {loose[0]} takes different texts for equal (citext or its collation), so tenants and keys "
+            "could not be told apart; use a column with an exact type and collation"
+        )
+    inherited = connection.execute(statement("install/catalog", "has_children"), given).fetchone()
+    if inherited and inherited[0] and table.kind == "r":
+        raise UserError(f"{table.name}: other tables inherit from {relation}; name a table without children")
 
 
 def _check_columns(table: Table) -> None:

@@ -48,6 +48,18 @@ def pending_by_tenant(connection: Connection, table: Table, max_attempts: int) -
     return sorted(found, key=lambda pending: (-pending.age_seconds(), -pending.rows))
 
 
+def unreleased_by_tenant(connection: Connection, table: Table, max_attempts: int) -> list[PendingTenant]:
+    """Copies that could be free by now, with the moment since when; none for a table that keeps its payloads."""
+    if table.config.after_copy == "keep":
+        return []
+    with transaction(connection):
+        rows = connection.execute(
+            statement("offload/queue", "unreleased_by_tenant", table.names()),
+            {"table": table.name, "max_attempts": max_attempts, "release_delay": table.config.release_delay},
+        ).fetchall()
+    return [PendingTenant(*row) for row in rows]
+
+
 def known_tenants(connection: Connection, table: Table) -> list[str]:
     """The tenants that were ever worked on in this table."""
     with transaction(connection):

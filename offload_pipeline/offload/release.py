@@ -10,7 +10,7 @@ from psycopg import Connection, sql
 from offload_pipeline.database.connection import Database, is_about_the_rows, one_line, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
-from offload_pipeline.errors import ObjectDamagedError, TransientError
+from offload_pipeline.errors import ObjectDamagedError, ReleaseUndoneError, TransientError
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
@@ -75,8 +75,8 @@ class _Releaser:
             try:
                 page = self._release_page(cursor, PAGE_ROWS)
                 cursor = page.last if page else None
-            except psycopg.Error as error:
-                if not is_about_the_rows(error, self._connection):
+            except (psycopg.Error, ReleaseUndoneError) as error:
+                if isinstance(error, psycopg.Error) and not is_about_the_rows(error, self._connection):
                     raise
                 cursor = self._release_one_by_one(cursor)
             if cursor is None:
@@ -86,6 +86,7 @@ class _Releaser:
         with transaction(self._connection):
             page = self._free(cursor, page_rows)
             if page and page.released:
+                self._confirm(page)
                 self._account(page)
         if page is None:
             return None
@@ -113,6 +114,19 @@ class _Releaser:
             mismatched=[tuple(row[:width]) for row in rows if not row[-2]],
             left=sum(1 for row in rows if row[-2] and not row[-1]),
         )
+
+    def _confirm(self, page: _Page) -> None:
+        """Before the commit: triggers may have rewritten the rows, or be older than the configuration."""
+        table = self._partition.table
+        undone = self._connection.execute(
+            statement("offload/release", "not_freed", table.names() | {"placeholder": self._placeholder}),
+            table.key_parameters(page.released),
+        ).fetchall()
+        if undone:
+            raise ReleaseUndoneError(
+                "a trigger of the table changed the row as it was released; "
+                "run offload install, and let the table's own triggers leave released rows alone"
+            )
 
     def _parameters(self, cursor: tuple[datetime, Key] | None, page_rows: int) -> dict[str, object]:
         table = self._partition.table
@@ -149,8 +163,8 @@ class _Releaser:
             key: Key = tuple(row[:width])
             try:
                 self._release_page(cursor, 1)
-            except psycopg.Error as error:
-                if not is_about_the_rows(error, self._connection):
+            except (psycopg.Error, ReleaseUndoneError) as error:
+                if isinstance(error, psycopg.Error) and not is_about_the_rows(error, self._connection):
                     raise
                 self._fail(key, row[-1], error)
             cursor = (row[width], key)

@@ -89,7 +89,7 @@ def test_an_unreachable_database_is_one_line_without_the_password(offload: Comma
     offload.configure(notices, database={"url": "postgresql://me:secret@127.0.0.1:1/app"})
     answer = offload.process("drain", "--json")
     assert answer.code == 2
-    assert answer.document["error"]["class"] == "UserError"
+    assert answer.document["error"]["class"] == "DatabaseUnreachableError"
     assert "127.0.0.1" in answer.complaint
     assert "secret" not in answer.stderr + answer.stdout.decode()
 

@@ -14,19 +14,6 @@ from offload_pipeline_tests.factories import make_table
 MakeProject = Callable[..., Project]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """What Dagster itself does wrong on every run, and nothing else."""
-    # Dagster's resource initialisation (1.13) reads its own deprecated property; nothing here calls it.
-    config.addinivalue_line(
-        "filterwarnings",
-        r"ignore:InitResourceContext.dagster_run is deprecated:DeprecationWarning:dagster._core.execution.context.init",
-    )
-    # The tags that Dagster itself gives to runs of a multi-dimensional partition break Dagster's rule for tags.
-    config.addinivalue_line(
-        "filterwarnings", r"ignore:Non-compliant tag keys like \['dagster/partition/table':DeprecationWarning"
-    )
-
-
 @pytest.fixture
 def connection(database_url: str) -> Iterator[psycopg.Connection]:
     """The application's own, in autocommit."""

@@ -12,15 +12,6 @@ from offload_pipeline.pipeline import Pipeline, open_pipeline
 from offload_pipeline_tests.servers import track
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """What Dagster itself does wrong on every run, and nothing else."""
-    # Dagster's resource initialisation (1.13) reads its own deprecated property; nothing here calls it.
-    config.addinivalue_line(
-        "filterwarnings",
-        r"ignore:InitResourceContext.dagster_run is deprecated:DeprecationWarning:dagster._core.execution.context.init",
-    )
-
-
 @pytest.fixture(scope="session")
 def demo_variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
     """The demo's environment, in a folder of the session's; its PostgreSQL runs until the end."""

@@ -96,7 +96,7 @@ def test_install_adds_columns_triggers_valid_indexes_and_bookkeeping(
         "payload_stored_at": "timestamp with time zone",
     }
     triggers = connection.execute("SELECT tgname FROM pg_trigger WHERE tgrelid = 'notices'::regclass ORDER BY 1")
-    assert triggers.fetchall() == [(f"zz_payload_offload_{title}",) for title in ("insert", "move", "update")]
+    assert triggers.fetchall() == [(f"zz_payload_offload_{title}",) for title in ("insert", "move", "update", "whole")]
     indexes = connection.execute(
         "SELECT indexrelid::regclass::text, indisvalid FROM pg_index WHERE indrelid = 'notices'::regclass"
     ).fetchall()

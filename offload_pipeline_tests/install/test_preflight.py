@@ -263,3 +263,35 @@ def test_a_database_that_is_not_in_utf8_is_refused(
             list(plan_bookkeeping(latin1, "public"))
     finally:
         postgres_server.drop_database(name)
+
+
+def test_a_column_generated_from_the_payload_is_refused_where_payloads_are_freed(
+    connection: psycopg.Connection,
+) -> None:
+    connection.execute(NOTICES)
+    connection.execute(
+        "ALTER TABLE notices ADD COLUMN title text GENERATED ALWAYS AS (raw_payload ->> 'title') STORED,"
+        " ADD COLUMN shout text GENERATED ALWAYS AS (upper(tenant_id)) STORED"
+    )
+    assert refusal(connection).startswith("title is generated from raw_payload")
+    assert list(plan_table(connection, inspect_table(connection, configured(after_copy="keep"), "public"), STORE_URL))
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("column", ["tenant_id", "region"])
+def test_a_tenant_or_key_whose_equality_is_not_that_of_text_is_refused(
+    connection: psycopg.Connection, column: str
+) -> None:
+    try:
+        connection.execute("CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
+    except psycopg.errors.FeatureNotSupported:
+        pytest.skip("this build of PostgreSQL has no ICU, and so no such collation")
+    connection.execute("CREATE TABLE notices (region text, tenant_id text, raw_payload jsonb)")
+    connection.execute(f"ALTER TABLE notices ALTER {column} TYPE text COLLATE loose, ADD PRIMARY KEY (region)")
+    assert refusal(connection, primary_key=["region"]).startswith(f"{column} takes different texts for equal")
+
+
+def test_a_table_that_others_inherit_from_is_refused(connection: psycopg.Connection) -> None:
+    connection.execute(NOTICES)
+    connection.execute("CREATE TABLE older_notices () INHERITS (notices)")
+    assert refusal(connection).startswith("other tables inherit from")

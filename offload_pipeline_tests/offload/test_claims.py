@@ -243,3 +243,18 @@ def test_a_table_with_one_constant_tenant_is_copied_whole(database_url: str, loc
         assert notices.drain().is_sound
         assert notices.object_key(key).startswith("acme/notices/1/")
         notices.assert_invariant()
+
+
+def test_tenants_that_only_their_type_takes_for_the_same_keep_to_their_own_rows(
+    database_url: str, local_store_url: str
+) -> None:
+    with installed(database_url, local_store_url, tenant_column=None, tenant={"column": "account"},
+                   extra_columns={"account": "numeric"}) as notices:  # fmt: skip
+        notices.insert(['{"n": 1}'], tenant="1.0")
+        notices.insert(['{"n": 2}'], tenant="1.00")
+        assert notices.copy("1.0").rows_copied == 1
+        assert notices.verify("1.0").passed
+        assert notices.release("1.00").rows_released == 0
+        assert notices.copy("1").rows_copied == 0
+        assert notices.copy("1.00").rows_copied == 1
+        assert notices.object_key(2).startswith("1.00/")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -180,3 +181,57 @@ def test_a_row_whose_release_a_trigger_suppresses_is_left(notices: Installation)
     released = notices.release()
     assert (released.rows_released, released.rows_left, released.rows_failed) == (1, 1, 0)
     notices.assert_invariant()
+
+
+FILL_IN = "NEW.raw_payload := coalesce(NEW.raw_payload, '0')"
+PUT_BACK = "NEW.raw_payload := OLD.raw_payload"
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("body", [FILL_IN, PUT_BACK])
+@pytest.mark.parametrize("name", ["a_first", "zzz_last"])
+def test_a_trigger_of_the_application_that_undoes_the_release_loses_nothing(
+    database_url: str, local_store_url: str, body: str, name: str
+) -> None:
+    with installed(database_url, local_store_url) as notices:
+        notices.insert([PAYLOAD, large_payload(2000)])
+        notices.execute(
+            "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS "
+            f"'BEGIN {body.replace(chr(39), chr(39) * 2)}; RETURN NEW; END'"
+        )
+        notices.execute(f"CREATE TRIGGER {name} BEFORE UPDATE ON {{table}} FOR EACH ROW EXECUTE FUNCTION meddle()")
+        drained = notices.drain()
+        assert (drained.released.rows_released, drained.released.rows_failed) == (0, 2)
+        assert notices.one_status() == "copied"
+        assert {line["error_class"] for line in notices.failures().values()} == {"ReleaseUndoneError"}
+        notices.assert_invariant()
+        notices.execute(f"DROP TRIGGER {name} ON {{table}}")
+        notices.let_time_pass()
+        assert notices.drain().released.rows_released == 2
+        notices.assert_invariant()
+
+
+def test_a_change_of_after_copy_without_install_frees_nothing(database_url: str, local_store_url: str) -> None:
+    with installed(database_url, local_store_url, after_copy="clear") as notices:
+        notices.insert([PAYLOAD])
+        config = notices.config.model_copy(update={"after_copy": "reference"})
+        changed = replace(notices, config=config, table=replace(notices.table, config=config))
+        drained = changed.drain()
+        assert (drained.released.rows_released, drained.released.rows_failed) == (0, 1)
+        notices.assert_invariant()
+
+
+def test_release_hashes_its_page_and_not_the_table(database_url: str, local_store_url: str) -> None:
+    """One payload that cannot be printed fails alone, whatever plan PostgreSQL takes."""
+    with installed(database_url, local_store_url) as notices:
+        notices.insert([large_payload(3000, seed) for seed in range(50)])
+        assert notices.copy().rows_copied == 50
+        notices.verify()
+        notices.execute("ALTER TABLE {table} DISABLE TRIGGER USER")
+        notices.execute(
+            "UPDATE {table} SET raw_payload = (SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, 10000))"
+            " WHERE id = 50"
+        )
+        notices.execute("ALTER TABLE {table} ENABLE TRIGGER USER")
+        notices.release()
+        assert [key for key, status in notices.statuses().items() if status != "in_storage"] == [50]

@@ -252,8 +252,8 @@ def test_a_row_that_cannot_be_printed_fails_alone(database_url: str, local_store
         )
         # A number with 131,072 digits, 10,000 times: 100 kB in the row, more than a gigabyte as text.
         connection.execute(
-            "UPDATE public.notices SET raw_payload = (SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, 10000)) "
-            "WHERE id = 2"
+            "UPDATE public.notices SET raw_payload = "
+            "(SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, 10000)) WHERE id = 2"
         )
         install(old.pipeline)
         result = old.pipeline.copy(old.partition(), "run", unseen=True)

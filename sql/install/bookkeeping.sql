@@ -3,7 +3,6 @@
 CREATE TABLE IF NOT EXISTS {state} (
     tenant_id text NOT NULL,
     table_name text NOT NULL,
-    store_url text,
     checkpoint text[],
     backfilled_at timestamptz,
     rows_copied bigint NOT NULL DEFAULT 0,
@@ -18,6 +17,7 @@ CREATE TABLE IF NOT EXISTS {state} (
     updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (tenant_id, table_name)
 );
+ALTER TABLE {state} ADD COLUMN IF NOT EXISTS store_url text;
 CREATE TABLE IF NOT EXISTS {failures} (
     table_name text NOT NULL,
     tenant_id text NOT NULL,

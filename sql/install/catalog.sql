@@ -65,6 +65,34 @@ JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s
     AND c.relname = %(name)s
 
+-- name: derived_columns
+-- Generated columns that read the payload; they would become NULL when it is freed.
+SELECT a.attname::text
+FROM pg_catalog.pg_attrdef AS d
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+JOIN pg_catalog.pg_depend AS p ON p.classid = 'pg_catalog.pg_attrdef'::regclass AND p.objid = d.oid
+JOIN pg_catalog.pg_attribute AS source ON source.attrelid = p.refobjid AND source.attnum = p.refobjsubid
+WHERE d.adrelid = %(relation)s::regclass
+    AND a.attgenerated <> ''
+    AND p.refclassid = 'pg_catalog.pg_class'::regclass
+    AND p.refobjid = d.adrelid
+    AND source.attname = %(payload)s
+ORDER BY a.attnum
+
+-- name: loose_columns
+-- Of these columns, the ones whose equality is not equality of text: nondeterministic collations, citext.
+SELECT a.attname::text
+FROM pg_catalog.pg_attribute AS a
+JOIN pg_catalog.pg_type AS y ON y.oid = a.atttypid
+LEFT JOIN pg_catalog.pg_collation AS c ON c.oid = a.attcollation
+WHERE a.attrelid = %(relation)s::regclass
+    AND a.attname = ANY(%(columns)s)
+    AND (y.typname = 'citext' OR NOT coalesce(c.collisdeterministic, TRUE))
+
+-- name: has_children
+-- Whether other tables inherit from this one.
+SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent = %(relation)s::regclass)
+
 -- name: schema_exists
 SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s)
 

@@ -23,7 +23,7 @@ BEGIN
     IF TG_OP = 'UPDATE' THEN
         -- The release: the pointer stays as it was, the payload makes way for a placeholder.
         IF OLD.{status} = 'copied' AND NEW.{status} = 'in_storage' AND is_placeholder
-            AND NEW.{object_key} = OLD.{object_key} AND NEW.{hash} = OLD.{hash}
+            AND NEW.{object_key} = OLD.{object_key} AND NEW.{hash} = OLD.{hash} AND NEW.{size} = OLD.{size}
         THEN
             RETURN NEW;
         END IF;
@@ -65,7 +65,8 @@ BEGIN
 
     NEW.{object_key} := NULL;
     NEW.{hash} := NULL;
-    NEW.{stored_at} := NULL;
+    -- Told by the mark, the pointer's own trigger lets the payload be dropped together with its pointer.
+    NEW.{stored_at} := CASE WHEN TG_OP = 'UPDATE' AND OLD.{status} = 'in_storage' AND NEW.{payload} IS NULL THEN '-infinity'::timestamptz END;
     NEW.{size} := pg_catalog.octet_length(NEW.{payload}::text);
     IF NEW.{size} > {threshold} OR ({threshold} = 0 AND NEW.{payload} IS NOT NULL) THEN
         NEW.{status} := 'pending_move';
@@ -76,6 +77,44 @@ BEGIN
     RETURN NEW;
 END
 $offload$
+
+-- name: pointer_function
+-- The pointer columns written without the payload, as an ORM does that defers large columns and saves the rest stale.
+CREATE OR REPLACE FUNCTION {pointer_function}() RETURNS trigger LANGUAGE plpgsql AS $offload$
+BEGIN
+    IF NEW.{stored_at} = '-infinity' THEN
+        NEW.{stored_at} := NULL;
+        RETURN NEW;
+    END IF;
+    IF NEW.{payload}::text IS DISTINCT FROM OLD.{payload}::text THEN
+        RETURN NEW;
+    END IF;
+    -- A whole other pointer: the writer's exchange of one stored payload for another.
+    IF OLD.{status} = 'in_storage' AND NEW.{status} = 'in_storage' AND NEW.{object_key} <> OLD.{object_key}
+        AND NEW.{hash} IS NOT NULL AND NEW.{size} IS NOT NULL
+    THEN
+        RETURN NEW;
+    END IF;
+    NEW.{status} := OLD.{status};
+    NEW.{size} := OLD.{size};
+    NEW.{object_key} := OLD.{object_key};
+    NEW.{hash} := OLD.{hash};
+    NEW.{stored_at} := OLD.{stored_at};
+    RETURN NEW;
+END
+$offload$
+
+-- name: pointer_trigger
+-- SHARE ROW EXCLUSIVE for an instant. Fires after the others, by its name.
+CREATE OR REPLACE TRIGGER {trigger} BEFORE UPDATE OF {status}, {size}, {object_key}, {hash}, {stored_at} ON {relation}
+FOR EACH ROW
+WHEN (
+    (OLD.{status} = 'in_storage' AND NEW.{status} IS DISTINCT FROM 'expired'
+        OR OLD.{status} IS DISTINCT FROM 'in_storage' AND NEW.{status} = 'in_storage')
+    AND (NEW.{status}, NEW.{size}, NEW.{object_key}, NEW.{hash})
+        IS DISTINCT FROM (OLD.{status}, OLD.{size}, OLD.{object_key}, OLD.{hash})
+)
+EXECUTE FUNCTION {pointer_function}()
 
 -- name: insert_trigger
 -- SHARE ROW EXCLUSIVE for an instant. WHEN rules ordinary small rows out before PL/pgSQL starts.
@@ -102,7 +141,7 @@ EXECUTE FUNCTION {function}()
 
 -- name: move_trigger
 -- SHARE ROW EXCLUSIVE for an instant. A copied row that changes tenant or key is copied and verified anew.
-CREATE OR REPLACE TRIGGER {trigger} BEFORE UPDATE OF {place} ON {relation} FOR EACH ROW
+CREATE OR REPLACE TRIGGER {trigger} BEFORE UPDATE ON {relation} FOR EACH ROW
 WHEN (OLD.{status} = 'copied' AND {is_moved})
 EXECUTE FUNCTION {function}()
 

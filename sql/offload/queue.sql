@@ -11,6 +11,20 @@ WHERE t.{status} = 'pending_move'
     AND {is_not_waiting}
 GROUP BY 1
 
+-- name: unreleased_by_tenant
+-- Copies that wait for verification or release, their release_delay over: what a run killed halfway leaves behind.
+-- Locks: none. Index: <table>_offload_copied.
+SELECT
+    {tenant_text},
+    count(*),
+    coalesce(sum(t.{size}), 0)::bigint,
+    min(t.{stored_at}) + %(release_delay)s
+FROM {relation} AS t
+WHERE t.{status} = 'copied'
+    AND t.{stored_at} <= statement_timestamp() - %(release_delay)s
+    AND {is_due_for_release}
+GROUP BY 1
+
 -- name: known_tenants
 -- The tenants that have ever been worked on. Locks: none.
 SELECT tenant_id

@@ -15,7 +15,7 @@ WITH page AS MATERIALIZED (
         AND s.store_url = %(store_url)s
         AND {is_tenant}
         AND t.{stored_at} <= s.verified_through
-        AND t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval
+        AND (%(release_delay)s = interval '0' OR t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval)
         AND {after_position}
         AND {is_due_for_release}
     ORDER BY t.{stored_at}, {keys}
@@ -32,18 +32,21 @@ bounded AS MATERIALIZED (
     WHERE p.bytes_before < %(page_bytes)s
 ),
 hashed AS MATERIALIZED (
-    SELECT k.*
+    -- In the list, not in WHERE: there the planner may hash the whole table on its way to this page.
+    SELECT
+        k.*,
+        encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex') = t.{hash}
+            AND strpos(t.{object_key}, t.{hash}) > 0 AS matches
     FROM bounded AS k
     JOIN {relation} AS t ON {keys_match}
     WHERE t.xmin = k.xmin_read::xid
-        AND encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex') = t.{hash}
-        AND strpos(t.{object_key}, t.{hash}) > 0
 ),
 free AS MATERIALIZED (
     SELECT k.*
     FROM hashed AS k
     JOIN {relation} AS t ON {keys_match}
-    WHERE t.xmin = k.xmin_read::xid
+    WHERE k.matches
+        AND t.xmin = k.xmin_read::xid
         -- CTEs run row by row: without this, the first rows would be locked while the last are still hashed.
         AND (SELECT count(*) FROM hashed) > 0
     FOR NO KEY UPDATE OF t SKIP LOCKED
@@ -63,12 +66,23 @@ SELECT
     {key_names},
     p.stored_at,
     p.size,
-    h.position IS NOT NULL AS hash_matches,
+    coalesce(h.matches, FALSE) AS hash_matches,
     r.position IS NOT NULL AS is_released
 FROM bounded AS p
 LEFT JOIN hashed AS h ON h.position = p.position
 LEFT JOIN released AS r ON r.position = p.position
 ORDER BY p.position
+
+-- name: not_freed
+-- Of the rows just released, in the same transaction, those that a trigger of the table made something else of.
+-- Locks: none. Index: the primary key.
+SELECT k.position
+FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
+LEFT JOIN {relation} AS t ON {keys_match}
+WHERE t.{status} IS DISTINCT FROM 'in_storage'
+    OR coalesce(strpos(t.{object_key}, t.{hash}), 0) = 0
+    OR t.{size} IS NULL
+    OR t.{payload}::text IS DISTINCT FROM {placeholder}::text
 
 -- name: next_releasable
 -- The keys of the page that release would take, for taking them one by one. Locks: none. Index: <table>_offload_copied.
@@ -82,7 +96,7 @@ WHERE t.{status} = 'copied'
     AND s.store_url = %(store_url)s
     AND {is_tenant}
     AND t.{stored_at} <= s.verified_through
-    AND t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval
+    AND (%(release_delay)s = interval '0' OR t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval)
     AND {after_position}
     AND {is_due_for_release}
 ORDER BY t.{stored_at}, {keys}

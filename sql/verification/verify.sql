@@ -5,7 +5,7 @@ INSERT INTO {state} AS s (tenant_id, table_name, verification_mark, store_url)
 VALUES (%(tenant)s, %(table)s, clock_timestamp(), %(store_url)s)
 ON CONFLICT (tenant_id, table_name) DO UPDATE SET
     store_url = coalesce(s.store_url, excluded.store_url),
-    verification_mark = greatest(clock_timestamp(), s.verification_mark),
+    verification_mark = greatest(clock_timestamp(), s.verification_mark + interval '1 microsecond'),
     updated_at = clock_timestamp()
 RETURNING s.verification_mark, s.verified_through, s.store_url
 

@@ -10,6 +10,7 @@ from dagster import DagsterInstance, DagsterRunStatus, RunRequest, RunsFilter
 from offload_pipeline.config import OffloadConfig
 from offload_pipeline.defs.offload.jobs import OFFLOAD_JOB
 from offload_pipeline.defs.partitions import key_of
+from offload_pipeline.offload.queue import unreleased_by_tenant
 from offload_pipeline.offload.tenants import partition_key
 from offload_pipeline.pipeline import Pipeline
 
@@ -27,7 +28,7 @@ _UNFINISHED = [
 
 @dataclass
 class PendingPartition:
-    """What waits in one Dagster partition: one tenant's rows, or a bucket's."""
+    """What waits in one Dagster partition, to be copied or to be released: one tenant's rows, or a bucket's."""
 
     table: str
     tenant_key: str
@@ -50,7 +51,7 @@ class PendingPartition:
 
 @dataclass(frozen=True)
 class QueueLook:
-    """One look at every table's queue: all tenants' partition keys, and the partitions with pending rows."""
+    """One look at every table: all tenants' partition keys, and the partitions with rows to copy or to release."""
 
     tenant_keys: Sequence[str]
     pending: Sequence[PendingPartition]
@@ -67,7 +68,8 @@ def look_at_queue(pipeline: Pipeline) -> QueueLook:
         for table in [table for table in found if table.is_installed]:
             queue = pipeline.pending(connection, table)
             tenant_keys.update(partition_key(tenant, buckets) for tenant in pipeline.tenants(connection, table, queue))
-            for waiting in queue:
+            max_attempts = pipeline.config.offload.max_attempts
+            for waiting in (*queue, *unreleased_by_tenant(connection, table, max_attempts)):
                 if waiting.tenant is None:
                     continue
                 key = partition_key(waiting.tenant, buckets)
