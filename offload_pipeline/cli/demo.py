@@ -138,7 +138,12 @@ def _demo(output: Output, pipeline: "Pipeline", payloads: Path | None) -> int:
     verified, read = sum(run.rows_verified for run in runs), sum(run.rows_read_whole for run in runs)
     output.line(f"ran offload_job on {len(runs)} partitions (table × tenant) in {seconds:.1f} s\n")
     _show_weights(output, before, after)
-    output.line(f"\nverified: {verified:,} objects in the store, {read:,} of them read back whole and hashed")
+    freed = sum(
+        one.payload_bytes_in_rows - other.payload_bytes_in_rows for one, other in zip(before, after, strict=True)
+    )
+    output.line(f"\nfreed: {format_bytes(freed)} of payload in rows. VACUUM lets new rows reuse that space;")
+    output.line("       a relation itself shrinks only where the pages at its end are free, as in notices.")
+    output.line(f"verified: {verified:,} objects in the store, {read:,} of them read back whole and hashed")
     for partition in failed:
         output.line(f"failed: {partition}; look at its run: offload up", "red")
     sample = _read_one_back(output, pipeline)
