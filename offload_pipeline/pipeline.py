@@ -10,7 +10,7 @@ from offload_pipeline.config import Config, home, load_config
 from offload_pipeline.database.connection import Database, open_database
 from offload_pipeline.database.table import Table, inspect_table
 from offload_pipeline.offload.claims import Batches, Partition, PendingBatches
-from offload_pipeline.offload.copier import CopyOptions, CopyResult, Progress, copy_batches, no_progress
+from offload_pipeline.offload.copier import CopyOptions, CopyResult, Progress, copy_all, no_progress
 from offload_pipeline.offload.queue import PendingTenant, known_tenants, pending_by_tenant
 from offload_pipeline.offload.release import ReleaseResult, release_partition
 from offload_pipeline.offload.tenants import partition_key
@@ -106,11 +106,8 @@ class Pipeline:
         resume: bool = True, progress: Progress = no_progress,
     ) -> CopyResult:  # fmt: skip
         """Copies what `batches` claims, with the configured options, until the store as a whole fails."""
-        copied = CopyResult()
-        for batches in self.batches(partition, batch_rows=batch_rows, unseen=unseen, resume=resume):
-            if not copied.stopped_by:
-                copied += copy_batches(batches, self.store, CopyOptions.of(self.config.offload), run_id, progress)
-        return copied
+        sources = self.batches(partition, batch_rows=batch_rows, unseen=unseen, resume=resume)
+        return copy_all(sources, self.store, CopyOptions.of(self.config.offload), run_id, progress)
 
     def verify(
         self, partition: Partition, run_id: str, *, sample_rows: int | None = None, full: bool = False,

@@ -65,7 +65,7 @@ def _of_the_database(error: BaseException) -> Ending | None:
     """What PostgreSQL says while a command merely looks; the core translates what goes wrong as it works."""
     import psycopg  # only where something went wrong
 
-    from offload_pipeline.database.connection import one_line as said
+    from offload_pipeline.database.connection import server_message as said
 
     match error:
         case psycopg.errors.UndefinedTable():

@@ -9,7 +9,6 @@ import typer
 from offload_pipeline.cli.exit_codes import DONE
 from offload_pipeline.cli.options import JsonOption, TableOption, TenantOption
 from offload_pipeline.cli.output import format_bytes, format_rows
-from offload_pipeline.cli.partitions import Outcome, work_through
 from offload_pipeline.cli.results import (
     copied_document,
     copied_line,
@@ -20,6 +19,7 @@ from offload_pipeline.cli.results import (
     verified_line,
 )
 from offload_pipeline.cli.session import Session, open_session
+from offload_pipeline.cli.work import Outcome, work_through
 from offload_pipeline.errors import UserError
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ def get(
 def _read(session: Session, name: str, key: str) -> tuple["Table", "ReadPayload"]:
     from psycopg import DataError
 
-    from offload_pipeline.database.connection import one_line
+    from offload_pipeline.database.connection import server_message
     from offload_pipeline.offload.reader import get_payload
 
     with session.pipeline.connect() as connection:
@@ -49,7 +49,7 @@ def _read(session: Session, name: str, key: str) -> tuple["Table", "ReadPayload"
             return table, get_payload(connection, session.pipeline.store, table, table.parse_key(key))
         except DataError as error:
             types = ", ".join(f"{column.name} {column.type}" for column in table.key_columns)
-            raise UserError(f"{name}: {key!r} is no key ({one_line(error)}); the key is {types}") from None
+            raise UserError(f"{name}: {key!r} is no key ({server_message(error)}); the key is {types}") from None
 
 
 def _document(table: "Table", key: str, read: "ReadPayload") -> bytes:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offload_pipeline.cli.options import JsonOption, TableOption, TenantOption
-from offload_pipeline.cli.partitions import Outcome, work_through
 from offload_pipeline.cli.results import problems, verified_document, verified_line
 from offload_pipeline.cli.session import open_session
+from offload_pipeline.cli.work import Outcome, work_through
 
 if TYPE_CHECKING:
     from offload_pipeline.offload.claims import Partition

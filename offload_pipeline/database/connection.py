@@ -104,6 +104,6 @@ def is_about_the_rows(error: psycopg.Error, connection: Connection) -> bool:
     return not connection.closed and not isinstance(error, _NOT_ABOUT_ROWS)
 
 
-def one_line(error: psycopg.Error) -> str:
+def server_message(error: psycopg.Error) -> str:
     """What the server said, without the context lines."""
     return error.diag.message_primary or (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 from urllib.parse import unquote
 
 from psycopg import Connection, sql
@@ -66,6 +67,14 @@ class Table:
         if not self.is_installed:
             raise UserError(f"{self.name}: pointer columns are missing; run: offload install --table {self.name}")
         return self
+
+    def key_in(self, row: Sequence[Any]) -> Key:
+        """The key in a row that begins with `{keys_as_text}` or `{key_names}`."""
+        return tuple(row[: len(self.config.primary_key)])
+
+    def after_key(self, row: Sequence[Any]) -> tuple[Any, ...]:
+        """What follows the key in such a row."""
+        return tuple(row[len(self.config.primary_key) :])
 
     def key_text(self, key: Key) -> str:
         """The key as one text: as it is for one column, else `,` between the columns (`%` and `,` escaped)."""

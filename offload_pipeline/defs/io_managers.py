@@ -8,7 +8,7 @@ from offload_pipeline.defs.metadata import copy_metadata
 from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
 from offload_pipeline.errors import TransientError
 from offload_pipeline.offload.claims import Batches
-from offload_pipeline.offload.copier import CopyOptions, CopyResult, copy_batches
+from offload_pipeline.offload.copier import CopyOptions, copy_all
 from offload_pipeline.offload.reader import StoredPayloads
 
 
@@ -21,19 +21,14 @@ class GzippedPayloadIOManager(ConfigurableIOManager):
         """Drains the streams. A row that fails is recorded and does not fail the run; a store that fails does."""
         pipeline = self.resource.pipeline
         options = CopyOptions.of(pipeline.config.offload)
-        results: list[CopyResult] = []
         with no_retry_of_permanent_errors():
             if obj:
                 pipeline.store.check()
-            for batches in obj:
-                results.append(copy_batches(batches, pipeline.store, options, context.run_id))
-                if results[-1].stopped_by:
-                    break
-        context.add_output_metadata(copy_metadata(results))
-        for result in results:
-            if result.stopped_by:
-                may_pass = isinstance(result.stopped_by, TransientError)
-                raise Failure(description=f"stopped: {result.stopped_by}", allow_retries=may_pass)
+            result = copy_all(obj, pipeline.store, options, context.run_id)
+        context.add_output_metadata(copy_metadata(result))
+        if result.stopped_by:
+            may_pass = isinstance(result.stopped_by, TransientError)
+            raise Failure(description=f"stopped: {result.stopped_by}", allow_retries=may_pass)
 
     def load_input(self, context: InputContext) -> list[StoredPayloads]:
         """One lazy, hash-checked reader per tenant of each partition that the asset downstream asks for."""

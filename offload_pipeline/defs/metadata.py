@@ -27,22 +27,19 @@ def pending_metadata(pending: Sequence[PendingTenant]) -> Metadata:
     }
 
 
-def copy_metadata(results: Sequence[CopyResult]) -> Metadata:
+def copy_metadata(result: CopyResult) -> Metadata:
     """Rows, bytes before and after, ratio, MB/s of the pass, and a histogram of sizes."""
-    payload_bytes = sum(result.payload_bytes for result in results)
-    object_bytes = sum(result.object_bytes for result in results)
-    seconds = sum(result.seconds for result in results)
-    sizes = [size for result in results for size in result.payload_sizes]
+    ratio = result.payload_bytes / result.object_bytes if result.object_bytes else 0.0
     metadata: dict[str, RawMetadataValue] = {
-        "rows": sum(result.rows_copied for result in results),
-        "rows_left_for_next_pass": sum(result.rows_left for result in results),
-        "rows_failed": sum(result.rows_failed for result in results),
-        "payload_bytes": payload_bytes,
-        "object_bytes": object_bytes,
-        "compression_ratio": round(payload_bytes / object_bytes, 2) if object_bytes else 0.0,
-        "megabytes_per_second": round(payload_bytes / 1e6 / seconds, 1) if seconds else 0.0,
+        "rows": result.rows_copied,
+        "rows_left_for_next_pass": result.rows_left,
+        "rows_failed": result.rows_failed,
+        "payload_bytes": result.payload_bytes,
+        "object_bytes": result.object_bytes,
+        "compression_ratio": round(ratio, 2),
+        "megabytes_per_second": round(result.megabytes_per_second, 1),
     }
-    return metadata | ({"payload_sizes": size_histogram(sizes)} if sizes else {})
+    return metadata | ({"payload_sizes": size_histogram(result.payload_sizes)} if result.payload_sizes else {})
 
 
 def verification_metadata(results: Sequence[VerificationResult]) -> Metadata:

@@ -8,7 +8,7 @@ from dagster import ConfigurableResource, Failure, InitResourceContext
 from pydantic import PrivateAttr
 
 from offload_pipeline.config import load_config
-from offload_pipeline.defs.partitions import split_key
+from offload_pipeline.defs.partition_keys import split_key
 from offload_pipeline.errors import PermanentError, TransientError, UserError
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.queue import PendingTenant

@@ -8,7 +8,7 @@ from dagster import AssetCheckEvaluation, DagsterInstance
 from offload_pipeline.definitions import build_definitions
 from offload_pipeline.defs.offload.jobs import OFFLOAD_JOB
 from offload_pipeline.defs.offload.requests import PendingPartition, look_at_queue
-from offload_pipeline.defs.partitions import TENANT_PARTITIONS, key_of
+from offload_pipeline.defs.partition_keys import TENANT_PARTITIONS, key_of
 from offload_pipeline.pipeline import Pipeline
 
 # The runs' events are in the instance; the terminal shows the demo's own lines.

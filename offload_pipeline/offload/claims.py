@@ -1,6 +1,7 @@
 """Claiming: pages of rows, each held by an advisory lock for as long as its batch's transaction lives."""
 
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import psycopg
@@ -65,7 +66,7 @@ class BatchLimits:
     payload_bytes: int
 
 
-class Batches:
+class Batches(ABC):
     """Claimed batches of one partition, once through, in primary-key order; safe to share between threads.
 
     Rows that another worker holds are passed over. Rows are read in a second statement, whose snapshot is younger
@@ -79,9 +80,9 @@ class Batches:
         self._ended = False
         self._turn = threading.Lock()
 
+    @abstractmethod
     def claim(self, connection: Connection) -> Batch | None:
         """Claims and reads the next batch inside the caller's transaction; None at the end."""
-        raise NotImplementedError
 
     def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> dict[Key, str]:  # noqa: ARG002
         """Called when the batch's transaction has committed. Returns the new versions of rows that this changes."""
@@ -158,6 +159,5 @@ class PendingBatches(Batches):
         if not page:
             self._ended = True
             return None
-        width = len(table.key_columns)
-        self._cursor = tuple(page[-1][:width])
-        return [tuple(row[:width]) for row in page if row[-1]]
+        self._cursor = table.key_in(page[-1])
+        return [table.key_in(row) for row in page if row[-1]]

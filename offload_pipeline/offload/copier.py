@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +11,7 @@ import psycopg
 from psycopg import Connection
 
 from offload_pipeline.config import OffloadConfig
-from offload_pipeline.database.connection import is_about_the_rows, one_line, transaction
+from offload_pipeline.database.connection import is_about_the_rows, server_message, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.errors import (
@@ -98,6 +98,17 @@ class CopyResult:
         return self.payload_bytes / 1e6 / self.seconds if self.seconds else 0.0
 
 
+def copy_all(
+    sources: Iterable[Batches], store: ObjectStore, options: CopyOptions, run_id: str, progress: Progress = no_progress
+) -> CopyResult:
+    """Copies one source of batches after another, until the store as a whole fails."""
+    copied = CopyResult()
+    for batches in sources:
+        if not copied.stopped_by:
+            copied += copy_batches(batches, store, options, run_id, progress)
+    return copied
+
+
 def copy_batches(
     batches: Batches, store: ObjectStore, options: CopyOptions, run_id: str, progress: Progress = no_progress
 ) -> CopyResult:
@@ -158,7 +169,9 @@ class _Copier:
                 while not self._stopped and self._copy_next(connection):
                     pass
         except psycopg.Error as error:
-            raise TransientError(f"{self._partition}: the database failed ({one_line(error)}); run it again") from error
+            raise TransientError(
+                f"{self._partition}: the database failed ({server_message(error)}); run it again"
+            ) from error
 
     def _copy_next(self, connection: Connection) -> bool:
         with transaction(connection):

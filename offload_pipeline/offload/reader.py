@@ -12,8 +12,8 @@ from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
 from offload_pipeline.errors import RowNotFoundError
 from offload_pipeline.offload.claims import Partition
+from offload_pipeline.offload.stored import PAGE_ROWS, NamedObject, named_objects, read_payload
 from offload_pipeline.storage.object_store import ObjectStore
-from offload_pipeline.verification.objects import PAGE_ROWS, NamedObject, named_objects, read_payload
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class StoredPayloads:
     def _page(self, connection: Connection, table: Table, cursor: Key | None) -> list[NamedObject]:
         with transaction(connection):
             rows = connection.execute(
-                statement("verification/verify", "all_copies", table.names(cursor)),
+                statement("offload/read", "all_copies", table.names(cursor)),
                 {**self._partition.parameters(), **table.cursor_parameters(cursor), "page_rows": PAGE_ROWS},
             ).fetchall()
         return named_objects(table, rows)

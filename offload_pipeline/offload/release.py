@@ -7,7 +7,7 @@ from datetime import datetime
 import psycopg
 from psycopg import Connection, sql
 
-from offload_pipeline.database.connection import Database, is_about_the_rows, one_line, transaction
+from offload_pipeline.database.connection import Database, is_about_the_rows, server_message, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
 from offload_pipeline.errors import ObjectDamagedError, ReleaseUndoneError, TransientError
@@ -55,7 +55,7 @@ def release_partition(
         with contextlib.closing(database.connect()) as connection:
             _Releaser(connection, partition, store_url, max_attempts, run_id, progress, result).work()
     except psycopg.Error as error:
-        raise TransientError(f"{partition}: the database failed ({one_line(error)}); run it again") from error
+        raise TransientError(f"{partition}: the database failed ({server_message(error)}); run it again") from error
     return result
 
 
@@ -106,12 +106,12 @@ class _Releaser:
         ).fetchall()
         if not rows:
             return None
-        width = len(table.key_columns)
+        last_stored_at = table.after_key(rows[-1])[0]
         return _Page(
-            last=(rows[-1][width], tuple(rows[-1][:width])),
-            released=[tuple(row[:width]) for row in rows if row[-1]],
-            released_bytes=sum(row[width + 1] or 0 for row in rows if row[-1]),
-            mismatched=[tuple(row[:width]) for row in rows if not row[-2]],
+            last=(last_stored_at, table.key_in(rows[-1])),
+            released=[table.key_in(row) for row in rows if row[-1]],
+            released_bytes=sum(table.after_key(row)[1] or 0 for row in rows if row[-1]),
+            mismatched=[table.key_in(row) for row in rows if not row[-2]],
             left=sum(1 for row in rows if row[-2] and not row[-1]),
         )
 
@@ -153,21 +153,20 @@ class _Releaser:
     def _release_one_by_one(self, cursor: tuple[datetime, Key] | None) -> tuple[datetime, Key] | None:
         """A page that the table refuses as a whole (a trigger, a check), row by row; returns where it ended."""
         table = self._partition.table
-        width = len(table.key_columns)
         with transaction(self._connection):
             rows = self._connection.execute(
                 statement("offload/release", "next_releasable", table.names(cursor[1] if cursor else None)),
                 self._parameters(cursor, PAGE_ROWS),
             ).fetchall()
         for row in rows:
-            key: Key = tuple(row[:width])
+            key = table.key_in(row)
             try:
                 self._release_page(cursor, 1)
             except (psycopg.Error, ReleaseUndoneError) as error:
                 if isinstance(error, psycopg.Error) and not is_about_the_rows(error, self._connection):
                     raise
                 self._fail(key, row[-1], error)
-            cursor = (row[width], key)
+            cursor = (table.after_key(row)[0], key)
         return cursor if rows else None
 
     def _fail(self, key: Key, row_version: str, error: Exception) -> None:
@@ -184,11 +183,10 @@ class _Releaser:
             ).fetchall()
             if not rows:
                 return
-            width = len(table.key_columns)
-            named = {tuple(row[:width]): row[width] for row in rows}
+            named = {table.key_in(row): table.after_key(row)[0] for row in rows}
             requeue(self._connection, self._partition, named)
             error = ObjectDamagedError("payload and pointer disagree: one was written past the trigger; queued again")
-            failures = [Failure(tuple(row[:width]), row[-1], error) for row in rows]
+            failures = [Failure(table.key_in(row), row[-1], error) for row in rows]
             record_failures(self._connection, self._partition, "release", failures)
         self._result.rows_failed += len(rows)
 

@@ -88,7 +88,6 @@ class UnseenBatches(Batches):
         rows = connection.execute(
             statement("offload/unseen", "claim_unseen", table.names(self._cursor)), self._page_parameters()
         ).fetchall()
-        width = len(table.key_columns)
         with self._checkpoint_lock:
             # Together: a page finished in between must not take the scan for complete while this one is in flight.
             self._ended = len(rows) < self.limits.rows
@@ -96,12 +95,12 @@ class UnseenBatches(Batches):
                 if not self._pages and not self._has_gap:
                     self._write_checkpoint(connection, self._cursor, is_complete=True)
                 return None
-            self._cursor = tuple(rows[-1][:width])
+            self._cursor = table.key_in(rows[-1])
             # Another worker has these; should it die, a later scan must find them.
             self._has_gap = self._has_gap or not all(row[-1] for row in rows)
             page = _Page(self._cursor)
             self._pages.append(page)
-        return [tuple(row[:width]) for row in rows if row[-1]], page
+        return [table.key_in(row) for row in rows if row[-1]], page
 
     def _measure(self, connection: Connection, keys: list[Key]) -> list[tuple[Key, int]]:
         """Keys above the threshold with their bytes; what cannot be measured is left for `read` to explain."""

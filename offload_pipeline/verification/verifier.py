@@ -10,7 +10,7 @@ from datetime import datetime
 import psycopg
 from psycopg import Connection
 
-from offload_pipeline.database.connection import Database, one_line, transaction
+from offload_pipeline.database.connection import Database, server_message, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.errors import ObjectDamagedError, OffloadError, StoreDeniedError, TransientError
@@ -18,8 +18,9 @@ from offload_pipeline.offload.claims import Partition, require_same_store
 from offload_pipeline.offload.copier import STORE_DOWN_AFTER_FAILURES, Progress, no_progress
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
 from offload_pipeline.offload.requeue import requeue
+from offload_pipeline.offload.stored import PAGE_ROWS, NamedObject, named_objects
 from offload_pipeline.storage.object_store import ObjectStore
-from offload_pipeline.verification.objects import PAGE_ROWS, NamedObject, check_end, check_whole, named_objects
+from offload_pipeline.verification.objects import check_end, check_whole
 
 # A store that lost so many lost more; they are found in the passes after, when these have been copied again.
 MOST_DAMAGED = 1000
@@ -72,7 +73,7 @@ def verify_partition(
         with contextlib.closing(database.connect()) as connection, ThreadPoolExecutor(options.store_threads) as threads:
             return _Verifier(connection, store, partition, options, run_id, progress, threads).work()
     except psycopg.Error as error:
-        raise TransientError(f"{partition}: the database failed ({one_line(error)}); run it again") from error
+        raise TransientError(f"{partition}: the database failed ({server_message(error)}); run it again") from error
 
 
 class _Verifier:
@@ -88,13 +89,13 @@ class _Verifier:
 
     def work(self) -> VerificationResult:
         sample = _Reservoir(self._options.sample_rows)
-        for page in self._pages("new_copies"):
+        for page in self._pages("verification/verify", "new_copies"):
             self._result.rows_checked += len(page)
             self._check(page, check_whole if self._options.full else check_end)
             for named in page:
                 sample.offer(named)
         if self._options.full:
-            for page in self._pages("all_copies"):
+            for page in self._pages("offload/read", "all_copies"):
                 earlier = [named for named in page if not self._is_new(named)]
                 self._result.rows_checked += len(earlier)
                 self._check(earlier, check_whole)
@@ -109,9 +110,9 @@ class _Verifier:
             return False
         return self._verified_through is None or self._verified_through < named.stored_at <= self._mark
 
-    def _pages(self, name: str) -> Iterator[list[NamedObject]]:
+    def _pages(self, file: str, name: str) -> Iterator[list[NamedObject]]:
         cursor: tuple[datetime, Key] | None = None
-        while page := self._page(name, cursor, PAGE_ROWS):
+        while page := self._page(file, name, cursor, PAGE_ROWS):
             yield page
             if self._is_settled():
                 return
@@ -121,11 +122,11 @@ class _Verifier:
         """Looking further would only make a longer list of what is known: the pass does not stand."""
         return len(self._result.unanswered) >= STORE_DOWN_AFTER_FAILURES or len(self._result.damaged) >= MOST_DAMAGED
 
-    def _page(self, name: str, cursor: tuple[datetime, Key] | None, rows: int) -> list[NamedObject]:
+    def _page(self, file: str, name: str, cursor: tuple[datetime, Key] | None, rows: int) -> list[NamedObject]:
         table = self._partition.table
         with transaction(self._connection):
             found = self._connection.execute(
-                statement("verification/verify", name, table.names(cursor[1] if cursor else None)),
+                statement(file, name, table.names(cursor[1] if cursor else None)),
                 {
                     **self._partition.parameters(),
                     **table.cursor_parameters(cursor[1] if cursor else None),
@@ -138,7 +139,11 @@ class _Verifier:
         return named_objects(table, found)
 
     def _earlier_sample(self) -> list[NamedObject]:
-        return self._page("earlier_copies", None, self._options.sample_rows) if self._options.sample_rows else []
+        return (
+            self._page("verification/verify", "earlier_copies", None, self._options.sample_rows)
+            if self._options.sample_rows
+            else []
+        )
 
     def _check(self, page: list[NamedObject], check: Callable[[ObjectStore, NamedObject], int]) -> None:
         """Looks at each object in threads; keeps what is wrong, after looking whether the row still names it."""

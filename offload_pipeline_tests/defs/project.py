@@ -28,7 +28,7 @@ from dagster._core.instance.types import CachingDynamicPartitionsLoader  # what 
 from offload_pipeline.config import CONFIG_VARIABLE, DATABASE_VARIABLES, HOME_VARIABLE, TableConfig, load_config
 from offload_pipeline.definitions import build_definitions
 from offload_pipeline.defs.offload import assets
-from offload_pipeline.defs.partitions import TENANT_PARTITIONS, key_of, split_key
+from offload_pipeline.defs.partition_keys import TENANT_PARTITIONS, key_of, split_key
 from offload_pipeline.defs.resources import PipelineResource
 from offload_pipeline.pipeline import Pipeline, open_pipeline
 from offload_pipeline_tests.factories import insert_payloads, install, row_hashes, statuses

@@ -19,7 +19,7 @@ from dagster import (
     define_asset_job,
 )
 
-from offload_pipeline.defs.partitions import table_tenant_partitions
+from offload_pipeline.defs.partition_keys import table_tenant_partitions
 from offload_pipeline.offload.reader import StoredPayloads
 from offload_pipeline.storage.seaweedfs import SeaweedFS
 from offload_pipeline_tests.defs.conftest import MakeProject

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from dagster import DagsterInstance
 
-from offload_pipeline.defs.partitions import TENANT_PARTITIONS
+from offload_pipeline.defs.partition_keys import TENANT_PARTITIONS
 from offload_pipeline.demo.jobs import pending_partitions, run_partitions
 from offload_pipeline.demo.payloads import Document
 from offload_pipeline.demo.tables import fill, now

@@ -46,22 +46,6 @@ WHERE t.{status} = 'in_storage'
 ORDER BY t.{stored_at}
 LIMIT %(page_rows)s
 
--- name: all_copies
--- One page of every row with a pointer, in primary-key order. Locks: none. Index: the primary key.
-SELECT
-    {keys_as_text},
-    t.{stored_at},
-    t.{object_key},
-    t.{hash},
-    t.{size}
-FROM {relation} AS t
-WHERE t.{object_key} IS NOT NULL
-    AND t.{status} IN ('copied', 'in_storage')
-    AND {is_tenant}
-    AND {after_cursor}
-ORDER BY {keys}
-LIMIT %(page_rows)s
-
 -- name: still_named
 -- Which of these rows still name the object that was looked at, and PostgreSQL's own hash of what the row holds.
 SELECT

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from offload_pipeline.config import Config as OffloadYaml
 from offload_pipeline.defs.metadata import pending_metadata, release_metadata
-from offload_pipeline.defs.partitions import table_tenant_partitions
+from offload_pipeline.defs.partition_keys import table_tenant_partitions
 from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
 from offload_pipeline.offload.claims import Batches
 
@@ -65,7 +65,7 @@ def offload_assets(yaml: OffloadYaml) -> list[AssetsDefinition]:
     def payload_objects(
         context: AssetExecutionContext, config: CopyConfig, pipeline: PipelineResource
     ) -> list[Batches]:
-        """Payloads as gzipped objects, read back; the rows keep theirs until released. The IO manager does the work."""
+        """Payloads as gzipped objects, each read back after it was stored; the rows keep theirs until released."""
         return [
             batches
             for partition in pipeline.partitions(context.partition_key)

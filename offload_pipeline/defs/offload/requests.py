@@ -9,7 +9,7 @@ from dagster import DagsterInstance, DagsterRunStatus, RunRequest, RunsFilter
 
 from offload_pipeline.config import OffloadConfig
 from offload_pipeline.defs.offload.jobs import OFFLOAD_JOB
-from offload_pipeline.defs.partitions import key_of
+from offload_pipeline.defs.partition_keys import key_of
 from offload_pipeline.offload.queue import unreleased_by_tenant
 from offload_pipeline.offload.tenants import partition_key
 from offload_pipeline.pipeline import Pipeline

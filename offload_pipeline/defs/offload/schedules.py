@@ -7,7 +7,7 @@ from dagster import RunRequest, ScheduleDefinition, ScheduleEvaluationContext, s
 from offload_pipeline.config import Config
 from offload_pipeline.defs.offload.jobs import OFFLOAD_JOB
 from offload_pipeline.defs.offload.requests import look_at_queue, run_requests
-from offload_pipeline.defs.partitions import TENANT_PARTITIONS
+from offload_pipeline.defs.partition_keys import TENANT_PARTITIONS
 from offload_pipeline.defs.resources import PipelineResource
 
 

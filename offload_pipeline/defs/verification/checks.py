@@ -5,7 +5,7 @@ from dagster import AssetCheckExecutionContext, AssetCheckResult, AssetChecksDef
 from offload_pipeline.config import Config
 from offload_pipeline.defs.metadata import verification_metadata
 from offload_pipeline.defs.offload.assets import POOL, RETRY
-from offload_pipeline.defs.partitions import table_tenant_partitions
+from offload_pipeline.defs.partition_keys import table_tenant_partitions
 from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
 
 

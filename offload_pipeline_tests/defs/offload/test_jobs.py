@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from dagster import AssetCheckSeverity, DagsterUnknownPartitionError
 
-from offload_pipeline.defs.partitions import TENANT_PARTITIONS, key_of
+from offload_pipeline.defs.partition_keys import TENANT_PARTITIONS, key_of
 from offload_pipeline.offload.tenants import partition_key
 from offload_pipeline_tests.defs.conftest import MakeProject
 from offload_pipeline_tests.defs.project import COPY_JOB, Project, evaluations, metadata_of

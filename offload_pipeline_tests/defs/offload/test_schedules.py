@@ -6,7 +6,7 @@ import pytest
 from dagster import build_schedule_context, instance_for_test
 from dagster._core.definitions.schedule_definition import ScheduleExecutionData  # what a tick gives the daemon
 
-from offload_pipeline.defs.partitions import TENANT_PARTITIONS
+from offload_pipeline.defs.partition_keys import TENANT_PARTITIONS
 from offload_pipeline.defs.resources import PipelineResource
 from offload_pipeline_tests.defs.conftest import MakeProject
 from offload_pipeline_tests.defs.project import Project

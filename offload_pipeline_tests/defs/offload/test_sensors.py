@@ -11,7 +11,7 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobO
 from dagster._core.utils import make_new_run_id
 
 from offload_pipeline.defs.offload.requests import ASK_AGAIN_SECONDS, look_at_queue, run_requests
-from offload_pipeline.defs.partitions import TENANT_PARTITIONS
+from offload_pipeline.defs.partition_keys import TENANT_PARTITIONS
 from offload_pipeline.errors import UserError
 from offload_pipeline_tests.defs.conftest import MakeProject
 from offload_pipeline_tests.defs.project import Project, closed_endpoint, write_config

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from offload_pipeline.defs.partitions import key_of
+from offload_pipeline.defs.partition_keys import key_of
 from offload_pipeline.offload.tenants import partition_key
 from offload_pipeline.storage.seaweedfs import SeaweedFS
 from offload_pipeline_tests.defs.conftest import MakeProject
