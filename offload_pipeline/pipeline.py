@@ -8,11 +8,11 @@ from psycopg import Connection
 
 from offload_pipeline.config import Config, home, load_config
 from offload_pipeline.database.connection import Database, open_database
-from offload_pipeline.database.table import Table, inspect_table
+from offload_pipeline.database.table import Key, Table, inspect_table
 from offload_pipeline.offload.claims import Batches, Partition, PendingBatches
 from offload_pipeline.offload.copier import CopyOptions, CopyResult, Progress, copy_all, no_progress
 from offload_pipeline.offload.queue import PendingTenant, known_tenants, pending_by_tenant
-from offload_pipeline.offload.release import ReleaseResult, release_partition
+from offload_pipeline.offload.release import ReleaseOptions, ReleaseResult, release_partition
 from offload_pipeline.offload.tenants import partition_key
 from offload_pipeline.offload.unseen import UnseenBatches, unseen_tenants
 from offload_pipeline.storage.object_store import ObjectStore, open_store
@@ -118,11 +118,12 @@ class Pipeline:
         options = VerificationOptions(rows, full, self.config.offload.store_threads)
         return verify_partition(self.database, self.store, partition, options, run_id, progress)
 
-    def release(self, partition: Partition, run_id: str, *, progress: Progress = no_progress) -> ReleaseResult:
-        """Frees what verification has passed."""
-        return release_partition(
-            self.database, partition, self.store.url, self.config.offload.max_attempts, run_id, progress
-        )
+    def release(
+        self, partition: Partition, run_id: str, *, key: Key | None = None, progress: Progress = no_progress
+    ) -> ReleaseResult:
+        """Frees what verification has passed, or of that the one row."""
+        options = ReleaseOptions(self.store.url, self.config.offload.max_attempts, key)
+        return release_partition(self.database, partition, options, run_id, progress)
 
     def drain(
         self, partition: Partition, run_id: str, *, batch_rows: int | None = None, unseen: bool = False,

@@ -80,12 +80,25 @@ def drain(table: TableOption = None, tenant: TenantOption = None, as_json: JsonO
     return _drain(session, session.partitions(table, tenant))
 
 
-def release(table: TableOption = None, tenant: TenantOption = None, as_json: JsonOption = False) -> int:
+def release(
+    table: TableOption = None,
+    tenant: TenantOption = None,
+    primary_key: Annotated[
+        str | None,
+        typer.Option(
+            "--primary-key", metavar="KEY", show_default=False, help="One row of --table; a,b for two columns."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
     """Free the payloads that verification has passed."""
+    if primary_key is not None and table is None:
+        raise UserError("--primary-key needs the table it is in; add --table TABLE")
     session = open_session(as_json=as_json)
 
     def work(partition: "Partition", progress: "Progress") -> Outcome:
-        result = session.pipeline.release(partition, session.run_id, progress=progress)
+        key = None if primary_key is None else partition.table.parse_key(primary_key)
+        result = session.pipeline.release(partition, session.run_id, key=key, progress=progress)
         return Outcome(is_sound=not result.rows_failed, line=released_line(result), document=released_document(result))
 
     return work_through(session, session.partitions(table, tenant), work)

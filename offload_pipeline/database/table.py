@@ -105,6 +105,7 @@ class Table:
             sql.SQL(template).format(
                 column=sql.Identifier(column.name), type=sql.SQL(column.type), k=sql.Identifier(name),
                 bound=sql.Placeholder(name), after=sql.Placeholder(f"after_{name}"),
+                chosen=sql.Placeholder(f"chosen_{name}"),
             )
             for column, name in zip(self.key_columns, self._key_names, strict=True)
         ]  # fmt: skip
@@ -132,6 +133,14 @@ class Table:
             sql.Identifier(self.config.columns.stored_at), self._each_key("t.{column}", ", "),
             sql.Placeholder("after_stored_at"), self._each_key("{after}::{type}", ", "),
         )  # fmt: skip
+
+    def is_key(self, key: Key | None) -> sql.Composable:
+        """The condition for one row; all rows without a key. Bound by `chosen_parameters`."""
+        return self._each_key("t.{column} = {chosen}::{type}", " AND ") if key else sql.SQL("TRUE")
+
+    def chosen_parameters(self, key: Key | None) -> dict[str, str]:
+        """The bound values of `is_key`."""
+        return {f"chosen_{name}": part for name, part in zip(self._key_names, key or (), strict=False)}
 
     def names(self, cursor: Key | None = None) -> dict[str, sql.Composable]:
         """What statements in `sql/` may name."""

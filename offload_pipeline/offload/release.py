@@ -40,10 +40,18 @@ class _Page:
     left: int = 0
 
 
+@dataclass(frozen=True)
+class ReleaseOptions:
+    """The store that was verified, after how many failures a row is left alone, and the one row, if only one."""
+
+    store_url: str
+    max_attempts: int
+    key: Key | None = None
+
+
 def release_partition(
-    database: Database, partition: Partition, store_url: str, max_attempts: int, run_id: str,
-    progress: Progress = no_progress,
-) -> ReleaseResult:  # fmt: skip
+    database: Database, partition: Partition, options: ReleaseOptions, run_id: str, progress: Progress = no_progress
+) -> ReleaseResult:
     """Frees what `verified_through` covers; nothing for a table with `after_copy: keep`.
 
     Raises TransientError when the database fails; every page already committed stays freed and was sound.
@@ -53,7 +61,7 @@ def release_partition(
         return result
     try:
         with contextlib.closing(database.connect()) as connection:
-            _Releaser(connection, partition, store_url, max_attempts, run_id, progress, result).work()
+            _Releaser(connection, partition, options, run_id, progress, result).work()
     except psycopg.Error as error:
         raise TransientError(f"{partition}: the database failed ({server_message(error)}); run it again") from error
     return result
@@ -61,13 +69,13 @@ def release_partition(
 
 class _Releaser:
     def __init__(
-        self, connection: Connection, partition: Partition, store_url: str, max_attempts: int, run_id: str,
+        self, connection: Connection, partition: Partition, options: ReleaseOptions, run_id: str,
         progress: Progress, result: ReleaseResult,
     ) -> None:  # fmt: skip
         self._connection, self._partition, self._run_id = connection, partition, run_id
         self._progress, self._result = progress, result
-        self._store_url, self._max_attempts = store_url, max_attempts
-        self._placeholder = placeholder(partition.table, store_url)
+        self._options = options
+        self._placeholder = placeholder(partition.table, options.store_url)
 
     def work(self) -> None:
         cursor: tuple[datetime, Key] | None = None
@@ -100,7 +108,7 @@ class _Releaser:
 
     def _free(self, cursor: tuple[datetime, Key] | None, page_rows: int) -> _Page | None:
         table = self._partition.table
-        names = table.names(cursor[1] if cursor else None) | {"placeholder": self._placeholder}
+        names = self._names(cursor) | {"placeholder": self._placeholder}
         rows = self._connection.execute(
             statement("offload/release", "release", names), self._parameters(cursor, page_rows)
         ).fetchall()
@@ -128,13 +136,18 @@ class _Releaser:
                 "run offload install, and let the table's own triggers leave released rows alone"
             )
 
+    def _names(self, cursor: tuple[datetime, Key] | None) -> dict[str, sql.Composable]:
+        table = self._partition.table
+        return table.names(cursor[1] if cursor else None) | {"is_chosen": table.is_key(self._options.key)}
+
     def _parameters(self, cursor: tuple[datetime, Key] | None, page_rows: int) -> dict[str, object]:
         table = self._partition.table
         return {
             **self._partition.parameters(),
             **table.cursor_parameters(cursor[1] if cursor else None),
-            "store_url": self._store_url,
-            "max_attempts": self._max_attempts,
+            **table.chosen_parameters(self._options.key),
+            "store_url": self._options.store_url,
+            "max_attempts": self._options.max_attempts,
             "after_stored_at": cursor[0] if cursor else None,
             "release_delay": table.config.release_delay,
             "page_rows": page_rows,
@@ -155,7 +168,7 @@ class _Releaser:
         table = self._partition.table
         with transaction(self._connection):
             rows = self._connection.execute(
-                statement("offload/release", "next_releasable", table.names(cursor[1] if cursor else None)),
+                statement("offload/release", "next_releasable", self._names(cursor)),
                 self._parameters(cursor, PAGE_ROWS),
             ).fetchall()
         for row in rows:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, sql
 
 from offload_pipeline.database.connection import Database, server_message, transaction
 from offload_pipeline.database.statements import statement
@@ -112,7 +112,7 @@ class _Verifier:
 
     def _pages(self, file: str, name: str) -> Iterator[list[NamedObject]]:
         cursor: tuple[datetime, Key] | None = None
-        while page := self._page(file, name, cursor, PAGE_ROWS):
+        while page := self._page(file, name, cursor):
             yield page
             if self._is_settled():
                 return
@@ -122,7 +122,7 @@ class _Verifier:
         """Looking further would only make a longer list of what is known: the pass does not stand."""
         return len(self._result.unanswered) >= STORE_DOWN_AFTER_FAILURES or len(self._result.damaged) >= MOST_DAMAGED
 
-    def _page(self, file: str, name: str, cursor: tuple[datetime, Key] | None, rows: int) -> list[NamedObject]:
+    def _page(self, file: str, name: str, cursor: tuple[datetime, Key] | None) -> list[NamedObject]:
         table = self._partition.table
         with transaction(self._connection):
             found = self._connection.execute(
@@ -133,17 +133,29 @@ class _Verifier:
                     "after_stored_at": cursor[0] if cursor else None,
                     "mark": self._mark,
                     "verified_through": self._verified_through,
-                    "page_rows": rows,
+                    "page_rows": PAGE_ROWS,
                 },
             ).fetchall()
         return named_objects(table, found)
 
     def _earlier_sample(self) -> list[NamedObject]:
+        """Whole objects of earlier passes: of the released rows, and of those whose payload is still in the row."""
+        released = self._sample_of("in_storage", "infinity")
         return (
-            self._page("verification/verify", "earlier_copies", None, self._options.sample_rows)
-            if self._options.sample_rows
-            else []
+            released if self._verified_through is None else released + self._sample_of("copied", self._verified_through)
         )
+
+    def _sample_of(self, status: str, through: datetime | str) -> list[NamedObject]:
+        if not self._options.sample_rows:
+            return []
+        table = self._partition.table
+        names = table.names() | {"sampled_status": sql.Literal(status)}
+        bound = {"sampled_through": through, "page_rows": self._options.sample_rows}
+        with transaction(self._connection):
+            rows = self._connection.execute(
+                statement("verification/verify", "earlier_copies", names), {**self._partition.parameters(), **bound}
+            ).fetchall()
+        return named_objects(table, rows)
 
     def _check(self, page: list[NamedObject], check: Callable[[ObjectStore, NamedObject], int]) -> None:
         """Looks at each object in threads; keeps what is wrong, after looking whether the row still names it."""

@@ -235,3 +235,14 @@ def test_release_hashes_its_page_and_not_the_table(database_url: str, local_stor
         notices.execute("ALTER TABLE {table} ENABLE TRIGGER USER")
         notices.release()
         assert [key for key, status in notices.statuses().items() if status != "in_storage"] == [50]
+
+
+def test_one_row_can_be_released_alone(database_url: str, local_store_url: str) -> None:
+    with installed(database_url, local_store_url) as notices:
+        first, second = notices.insert([PAYLOAD, large_payload(2000)])
+        notices.copy()
+        notices.verify()
+        released = notices.pipeline.release(notices.partition(), "run", key=(str(second),))
+        assert released.rows_released == 1
+        assert notices.statuses() == {first: "copied", second: "in_storage"}
+        notices.assert_invariant()

@@ -450,3 +450,23 @@ def test_what_is_kept_is_verified_and_never_freed(database_url: str, local_store
         assert notices.one_status() == "copied"
         assert notices.verify(full=True).rows_read == 3
         notices.assert_invariant()
+
+
+@pytest.mark.parametrize("after_copy", ["clear", "keep"])
+def test_an_object_lost_after_its_verification_is_found_in_a_partition_no_larger_than_the_sample(
+    database_url: str, local_store_url: str, after_copy: str
+) -> None:
+    with installed(database_url, local_store_url, after_copy=after_copy) as notices:
+        keys = notices.insert(payloads(20))
+        assert notices.drain().is_sound
+        remove(notices, keys[3])
+        result = notices.verify(sample_rows=20)
+        assert [damage.named.key for damage in result.damaged] == [(str(keys[3]),)]
+        assert not result.passed
+
+
+def test_the_sample_of_a_large_partition_stays_as_small_as_asked(database_url: str, local_store_url: str) -> None:
+    with installed(database_url, local_store_url) as notices:
+        notices.insert(payloads(60))
+        assert notices.drain().is_sound
+        assert notices.verify(sample_rows=7).rows_read == 7

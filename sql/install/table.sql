@@ -66,7 +66,9 @@ BEGIN
     NEW.{object_key} := NULL;
     NEW.{hash} := NULL;
     -- Told by the mark, the pointer's own trigger lets the payload be dropped together with its pointer.
-    NEW.{stored_at} := CASE WHEN TG_OP = 'UPDATE' AND OLD.{status} = 'in_storage' AND NEW.{payload} IS NULL THEN '-infinity'::timestamptz END;
+    NEW.{stored_at} := CASE
+        WHEN TG_OP = 'UPDATE' AND OLD.{status} = 'in_storage' AND NEW.{payload} IS NULL THEN '-infinity'::timestamptz
+    END;
     NEW.{size} := pg_catalog.octet_length(NEW.{payload}::text);
     IF NEW.{size} > {threshold} OR ({threshold} = 0 AND NEW.{payload} IS NOT NULL) THEN
         NEW.{status} := 'pending_move';
@@ -86,7 +88,10 @@ BEGIN
         NEW.{stored_at} := NULL;
         RETURN NEW;
     END IF;
-    IF NEW.{payload}::text IS DISTINCT FROM OLD.{payload}::text THEN
+    -- Another payload: the payload's own trigger has judged it. The stored size tells most apart without printing them.
+    IF pg_catalog.pg_column_size(NEW.{payload}) IS DISTINCT FROM pg_catalog.pg_column_size(OLD.{payload})
+        OR NEW.{payload}::text IS DISTINCT FROM OLD.{payload}::text
+    THEN
         RETURN NEW;
     END IF;
     -- A whole other pointer: the writer's exchange of one stored payload for another.

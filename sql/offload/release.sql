@@ -17,6 +17,7 @@ WITH page AS MATERIALIZED (
         AND t.{stored_at} <= s.verified_through
         AND (%(release_delay)s = interval '0' OR t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval)
         AND {after_position}
+        AND {is_chosen}
         AND {is_due_for_release}
     ORDER BY t.{stored_at}, {keys}
     LIMIT %(page_rows)s
@@ -98,6 +99,7 @@ WHERE t.{status} = 'copied'
     AND t.{stored_at} <= s.verified_through
     AND (%(release_delay)s = interval '0' OR t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval)
     AND {after_position}
+    AND {is_chosen}
     AND {is_due_for_release}
 ORDER BY t.{stored_at}, {keys}
 LIMIT %(page_rows)s

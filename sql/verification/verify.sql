@@ -27,23 +27,45 @@ ORDER BY t.{stored_at}, {keys}
 LIMIT %(page_rows)s
 
 -- name: earlier_copies
--- A page of rows released earlier, from a random moment on. Locks: none. Index: <table>_offload_stored.
-SELECT
-    {keys_as_text},
-    t.{stored_at},
-    t.{object_key},
-    t.{hash},
-    t.{size}
-FROM {relation} AS t
-WHERE t.{status} = 'in_storage'
-    AND {is_tenant}
-    AND t.{stored_at} >= (
-        SELECT min(e.{stored_at}) + (max(e.{stored_at}) - min(e.{stored_at})) * random()
-        FROM {relation} AS e
-        WHERE e.{status} = 'in_storage'
-            AND {is_tenant_e}
-    )
-ORDER BY t.{stored_at}
+-- Rows verified earlier: those after a random moment, then from the beginning, so that few rows are all among them.
+-- Locks: none. Index: <table>_offload_copied or <table>_offload_stored.
+WITH pivot AS MATERIALIZED (
+    SELECT min(e.{stored_at}) + (max(e.{stored_at}) - min(e.{stored_at})) * random() AS moment
+    FROM {relation} AS e
+    WHERE e.{status} = {sampled_status}
+        AND e.{stored_at} <= %(sampled_through)s::timestamptz
+        AND {is_tenant_e}
+)
+(
+    SELECT
+        {keys_as_text},
+        t.{stored_at},
+        t.{object_key},
+        t.{hash},
+        t.{size}
+    FROM {relation} AS t
+    WHERE t.{status} = {sampled_status}
+        AND {is_tenant}
+        AND t.{stored_at} >= (SELECT moment FROM pivot)
+        AND t.{stored_at} <= %(sampled_through)s::timestamptz
+    ORDER BY t.{stored_at}
+    LIMIT %(page_rows)s
+)
+UNION ALL
+(
+    SELECT
+        {keys_as_text},
+        t.{stored_at},
+        t.{object_key},
+        t.{hash},
+        t.{size}
+    FROM {relation} AS t
+    WHERE t.{status} = {sampled_status}
+        AND {is_tenant}
+        AND t.{stored_at} < (SELECT moment FROM pivot)
+    ORDER BY t.{stored_at}
+    LIMIT %(page_rows)s
+)
 LIMIT %(page_rows)s
 
 -- name: still_named
