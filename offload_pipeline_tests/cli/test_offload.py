@@ -227,6 +227,6 @@ def test_tenants_with_any_characters_come_through_as_they_are(
 
 def test_releasing_one_row_needs_its_table(offload: Command, notices: TableConfig) -> None:
     offload.configure(notices)
-    answer = offload.run("release", "--primary-key", "1")
+    answer = offload("release", "--primary-key", "1")
     assert answer.code == 2
     assert "--primary-key needs the table it is in" in answer.complaint
