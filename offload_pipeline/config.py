@@ -303,6 +303,16 @@ def config_path() -> Path:
     return local if local.exists() else Path(str(files("offload_pipeline") / "demo" / "offload.yaml"))
 
 
+def refuse_demo_tables_in_a_named_database() -> None:
+    """UserError where the packaged demo configuration would be applied to a database that the environment names."""
+    named = next((name for name in DATABASE_VARIABLES if os.environ.get(name)), None)
+    if named and not os.environ.get(CONFIG_VARIABLE) and not Path("offload.yaml").exists():
+        raise UserError(
+            f"{named} is set, and there is no offload.yaml in this folder; "
+            f"go to its folder, or name it in {CONFIG_VARIABLE}"
+        )
+
+
 def load_config(path: Path | None = None) -> Config:
     """Reads, expands and checks the file. Raises UserError, one line: file, line, key path, cause, mend."""
     path = path or config_path()

@@ -41,6 +41,10 @@ class StoreDeniedError(PermanentError):
     """The store refuses these credentials or this request."""
 
 
+class StoreChangedError(PermanentError):
+    """The partition's objects are in another store than the one that is configured now."""
+
+
 class PayloadTooLargeError(PermanentError):
     """The payload is larger than `max_object_bytes`; it stays in the row."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from psycopg import Connection
 
-from offload_pipeline.config import Config, home, load_config
+from offload_pipeline.config import Config, home, load_config, refuse_demo_tables_in_a_named_database
 from offload_pipeline.database.connection import Database, open_database
 from offload_pipeline.database.table import Key, Table, inspect_table
 from offload_pipeline.offload.claims import Batches, Partition, PendingBatches
@@ -137,6 +137,11 @@ class Pipeline:
 
 
 def open_pipeline(config: Config | None = None) -> Pipeline:
-    """Opens what the configuration names; starts the embedded database where none is named."""
-    config = config or load_config()
+    """Opens what the configuration names; starts the embedded database where none is named.
+
+    Without `config` the file is looked for; the packaged demo's tables are not looked for in a database of the user's.
+    """
+    if config is None:
+        refuse_demo_tables_in_a_named_database()
+        config = load_config()
     return Pipeline(config, open_database(config.database, home()), open_store(config.object_store, home()))

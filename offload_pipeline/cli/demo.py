@@ -56,9 +56,10 @@ def up(
     from offload_pipeline.config import home
     from offload_pipeline.demo.generator import insert_until
     from offload_pipeline.demo.tables import is_built
-    from offload_pipeline.demo.ui import dagster_ui
+    from offload_pipeline.demo.ui import dagster_ui, require_free
 
     output = Output(as_json=as_json)
+    require_free(port)
     stopped = threading.Event()
     with _entered(store) as pipeline, _stopping_on_signals(stopped):
         if payloads is not None or not is_built(pipeline):

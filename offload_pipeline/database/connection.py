@@ -51,6 +51,9 @@ class Database:
 
     def connect(self) -> Connection:
         """A new autocommit connection. Raises UserError, in one line and without secrets, where there is none."""
+        if "://" in self.url and self.url.partition("?")[0].count("@") > 1:
+            # libpq would take a part of the password for the host, and say it aloud.
+            raise UserError("database.url has more than one @; write one in a user name or password as %40")
         try:
             connection = psycopg.connect(
                 self.url,

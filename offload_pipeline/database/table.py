@@ -85,7 +85,10 @@ class Table:
         parts = (text,) if len(self.key_columns) == 1 else tuple(unquote(part) for part in text.split(","))
         if len(parts) != len(self.key_columns):
             names = ",".join(column.name for column in self.key_columns)
-            raise UserError(f"{self.name}: the key {text!r} needs {len(self.key_columns)} parts; write it as {names}")
+            raise UserError(
+                f"{self.name}: the key {text!r} needs {len(self.key_columns)} parts; "
+                f"write it as {names} (a comma in a part: %2C)"
+            )
         return parts
 
     def key_parameters(self, keys: Sequence[Key]) -> dict[str, list[str]]:
@@ -220,8 +223,9 @@ def inspect_table(connection: Connection, config: TableConfig, schema: str) -> T
         statement("install/catalog", "relation"), dict(zip(("schema", "name"), config.schema_and_name, strict=True))
     ).fetchone()
     if relation is None:
-        raise UserError(f"{config.name}: no table {config.relation} in this database; correct relation, or create it"
-                        + _differing_case(connection, config))  # fmt: skip
+        hint = _differing_case(connection, config)
+        where = _where(connection)
+        raise UserError(f"{config.name}: no table {config.relation} in {where}; correct relation, or create it{hint}")
     oid, kind = relation
     if kind not in ("r", "p"):
         raise UserError(f"{config.name}: {config.relation} is no ordinary table; name the table behind it")
@@ -237,6 +241,10 @@ def inspect_table(connection: Connection, config: TableConfig, schema: str) -> T
         raise UserError(f"{config.name}: payload {config.payload} is {columns[config.payload].type}; "
                         "only jsonb, json and text columns can be offloaded")  # fmt: skip
     return Table(config, schema, columns, kind)
+
+
+def _where(connection: Connection) -> str:
+    return f"database {connection.info.dbname} at {connection.info.host or 'the local socket'}"
 
 
 def _configured_columns(config: TableConfig) -> list[tuple[str, str]]:

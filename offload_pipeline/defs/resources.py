@@ -37,7 +37,7 @@ class PipelineResource(ConfigurableResource["PipelineResource"]):
     def yield_for_execution(self, context: InitResourceContext) -> Iterator["PipelineResource"]:  # noqa: ARG002
         """Reads the configuration and starts the embedded database where none is named."""
         with no_retry_of_permanent_errors():
-            self._pipeline = open_pipeline(load_config(Path(self.config_path) if self.config_path else None))
+            self._pipeline = open_pipeline(load_config(Path(self.config_path)) if self.config_path else None)
         yield self
 
     @property

@@ -37,9 +37,8 @@ def stop_with_owner():
             pass
     dagster.kill()
 threading.Thread(target=stop_with_owner, daemon=True).start()
-code = dagster.wait()
-subprocess.Popen(["sh", "-c", f"kill -9 -- -{os.getpid()}"], start_new_session=True)
-os._exit(code)
+dagster.wait()
+os.killpg(0, signal.SIGKILL)
 """
 
 
@@ -51,8 +50,7 @@ def dagster_ui(variables: Mapping[str, str], port: int, log_file: Path) -> Itera
     """
     port = port or _free_port()
     address = f"http://{HOST}:{port}"
-    if _is_taken(port):
-        raise UserError(f"port {port} is in use; choose another: offload up --port 3001")
+    require_free(port)
     dagster = [
         sys.executable,
         "-m",
@@ -96,14 +94,14 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _is_taken(port: int) -> bool:
+def require_free(port: int) -> None:
+    """UserError where something listens on the port already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError:
-            return True
-    return False
+            raise UserError(f"port {port} is in use; choose another: offload up --port 3001") from None
 
 
 def _free_port() -> int:

@@ -10,7 +10,7 @@ from psycopg import Connection
 from offload_pipeline.database.connection import Database, is_about_the_rows
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
-from offload_pipeline.errors import UserError
+from offload_pipeline.errors import StoreChangedError
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Partition:
         return f"{self.table.name}, tenant {self.tenant!r}"
 
 
-def require_same_store(partition: Partition, known: str, configured: str) -> None:
-    """UserError where the partition's objects are in another store than the configured one."""
-    if known != configured:
-        raise UserError(
-            f"{partition}: its objects are in {known}, object_store.url is {configured}; correct the URL, "
-            "or, once every object has been moved there, set store_url in payload_offload_state"
+def require_same_store(partition: Partition, known: str | None, configured: str) -> None:
+    """StoreChangedError where the partition's objects are in another store than the configured one."""
+    if known not in (None, configured):
+        raise StoreChangedError(
+            f"{partition}: its objects are in {known}, object_store.url is {configured}; correct the URL, or, "
+            f"once every object is there too, set store_url in {partition.table.schema}.payload_offload_state"
         )
 
 

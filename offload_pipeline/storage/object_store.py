@@ -115,6 +115,8 @@ class ObjectStore:
             ) from None
         except PermanentError as error:
             raise UserError(f"{self.url}: {error}; check object_store in offload.yaml") from None
+        except StoreUnavailableError as error:
+            raise StoreUnavailableError(f"{self.url}: {error}; check that the store answers and has room") from None
 
     @contextlib.contextmanager
     def _translated(self, key: str) -> Iterator[None]:

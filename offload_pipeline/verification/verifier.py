@@ -234,7 +234,7 @@ class _Verifier:
     def _set_mark(self) -> tuple[datetime, datetime | None]:
         found = self._connection.execute(
             statement("verification/verify", "set_mark", self._partition.table.names()),
-            {**self._partition.parameters(), "store_url": self._store.url},
+            self._partition.parameters(),
         ).fetchone()
         assert found is not None  # noqa: S101 - an upsert returns its row
         mark, verified_through, store_url = found

@@ -182,3 +182,23 @@ def test_a_bug_keeps_its_traceback(offload: Command, notices: TableConfig, conne
     connection.execute("ALTER TABLE payload_offload_state RENAME rows_copied TO something_else")
     with pytest.raises(psycopg.errors.UndefinedColumn):
         offload("status")
+
+
+def test_the_demos_tables_are_not_looked_for_in_a_named_database(
+    offload: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.delenv("OFFLOAD_CONFIG", raising=False)
+    monkeypatch.setenv("OFFLOAD_DATABASE_URL", "postgresql://me@127.0.0.1:1/app")
+    answer = offload("drain")
+    assert answer.code == 2
+    assert "there is no offload.yaml in this folder" in answer.complaint
+
+
+def test_a_password_with_a_raw_at_sign_is_not_said_aloud(offload: Command, notices: TableConfig) -> None:
+    offload.configure(notices, database={"url": "postgresql://me:s3cr3t@Pass/w0rd@127.0.0.1:1/app"})
+    answer = offload("status")
+    assert answer.code == 2
+    assert "more than one @" in answer.complaint
+    assert "w0rd" not in answer.stderr

@@ -141,4 +141,4 @@ def test_composite_keys_are_written_with_commas(offload: Command, connection: ps
     assert offload("get", "notices", "a%2Cb%25,7").stdout == b'{"a": 1}'
     answer = offload("get", "notices", "7")
     assert answer.code == 2
-    assert answer.complaint.endswith("write it as region,number")
+    assert answer.complaint.endswith("write it as region,number (a comma in a part: %2C)")

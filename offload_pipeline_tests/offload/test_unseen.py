@@ -10,7 +10,7 @@ from psycopg import Connection
 
 from offload_pipeline.config import TableConfig
 from offload_pipeline.database.connection import transaction
-from offload_pipeline.errors import UserError
+from offload_pipeline.errors import StoreChangedError
 from offload_pipeline.offload.claims import BatchLimits, Partition, PendingBatches
 from offload_pipeline.offload.unseen import UnseenBatches, count_unseen, unseen_tenants
 from offload_pipeline.pipeline import Pipeline
@@ -268,9 +268,9 @@ def test_a_partition_is_not_copied_into_a_second_store(old_table: OldTable, tmp_
     (tmp_path / "other").mkdir()
     elsewhere = make_pipeline(old_table.pipeline.database.url, (tmp_path / "other").as_uri(), [old_table.config])
     insert_payloads(old_table.connection, old_table.config, [LARGE])
-    with pytest.raises(UserError, match="its objects are in file://"):
+    with pytest.raises(StoreChangedError, match="its objects are in file://"):
         elsewhere.copy(old_table.partition(), "run")
-    with pytest.raises(UserError, match="its objects are in file://"):
+    with pytest.raises(StoreChangedError, match="its objects are in file://"):
         elsewhere.verify(old_table.partition(), "run")
     assert old_table.pipeline.verify(old_table.partition(), "run").passed
     assert elsewhere.release(old_table.partition(), "run").rows_released == 0

@@ -1,10 +1,9 @@
 -- name: set_mark
 -- Locks the state row, so that every recording transaction is either committed and visible or will stamp its rows
 -- later than the mark (see open_state and record_copied).
-INSERT INTO {state} AS s (tenant_id, table_name, verification_mark, store_url)
-VALUES (%(tenant)s, %(table)s, clock_timestamp(), %(store_url)s)
+INSERT INTO {state} AS s (tenant_id, table_name, verification_mark)
+VALUES (%(tenant)s, %(table)s, clock_timestamp())
 ON CONFLICT (tenant_id, table_name) DO UPDATE SET
-    store_url = coalesce(s.store_url, excluded.store_url),
     verification_mark = greatest(clock_timestamp(), s.verification_mark + interval '1 microsecond'),
     updated_at = clock_timestamp()
 RETURNING s.verification_mark, s.verified_through, s.store_url
