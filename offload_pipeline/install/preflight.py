@@ -94,6 +94,13 @@ def _check_dependents(connection: Connection, table: Table, relation: str) -> No
             f"{table.name}: {loose[0]} takes different texts for equal (citext or its collation), so tenants and keys "
             "could not be told apart; use a column with an exact type and collation"
         )
+    pointer = {"relation": relation, "columns": list(config.columns.model_dump().values())}
+    short = connection.execute(statement("install/catalog", "short_columns"), pointer).fetchone()
+    if short:
+        raise UserError(
+            f"{table.name}: {short[0]} is {short[1]}, and what is written there may be longer; "
+            f"ALTER COLUMN {short[0]} TYPE text"
+        )
     inherited = connection.execute(statement("install/catalog", "has_children"), given).fetchone()
     if inherited and inherited[0] and table.kind == "r":
         raise UserError(f"{table.name}: other tables inherit from {relation}; name a table without children")

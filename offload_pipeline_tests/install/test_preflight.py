@@ -295,3 +295,11 @@ def test_a_table_that_others_inherit_from_is_refused(connection: psycopg.Connect
     connection.execute(NOTICES)
     connection.execute("CREATE TABLE older_notices () INHERITS (notices)")
     assert refusal(connection).startswith("other tables inherit from")
+
+
+def test_a_pointer_column_with_a_length_is_refused(connection: psycopg.Connection) -> None:
+    connection.execute(NOTICES)
+    connection.execute("ALTER TABLE notices ADD COLUMN payload_storage_status varchar(10)")
+    assert refusal(connection).startswith("payload_storage_status is character varying(10)")
+    connection.execute("ALTER TABLE notices ALTER payload_storage_status TYPE varchar")
+    assert list(plan_table(connection, inspect_table(connection, configured(), "public"), STORE_URL))

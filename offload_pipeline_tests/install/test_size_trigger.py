@@ -256,6 +256,20 @@ def test_a_copy_that_moves_to_another_tenant_or_key_is_made_again(
     assert row(connection, 2 if move == "id = 2" else 1).has_no_pointer
 
 
+@pytest.mark.both_servers
+def test_a_copy_that_a_trigger_moves_to_another_tenant_is_made_again(
+    connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    put_in_state(connection, notices, "copied")
+    connection.execute(
+        "CREATE FUNCTION move() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.tenant_id := ''b''; RETURN NEW; END'"
+    )
+    connection.execute("CREATE TRIGGER a_move BEFORE UPDATE ON notices FOR EACH ROW EXECUTE FUNCTION move()")
+    connection.execute("UPDATE notices SET created_at = now()")
+    assert list(statuses(connection, notices).values()) == ["pending_move"]
+    assert row(connection).has_no_pointer
+
+
 # In storage
 
 

@@ -89,6 +89,17 @@ WHERE a.attrelid = %(relation)s::regclass
     AND a.attname = ANY(%(columns)s)
     AND (y.typname = 'citext' OR NOT coalesce(c.collisdeterministic, TRUE))
 
+-- name: short_columns
+-- Of these columns, the ones declared with a length: what does not fit would fail the application's own INSERT.
+SELECT
+    a.attname::text,
+    pg_catalog.format_type(a.atttypid, a.atttypmod)
+FROM pg_catalog.pg_attribute AS a
+WHERE a.attrelid = %(relation)s::regclass
+    AND a.attname = ANY(%(columns)s)
+    AND a.atttypid = 'varchar'::regtype
+    AND a.atttypmod <> -1
+
 -- name: has_children
 -- Whether other tables inherit from this one.
 SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent = %(relation)s::regclass)
