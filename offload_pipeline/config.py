@@ -223,6 +223,12 @@ class TableConfig(_Section):
         return (parts[0], parts[1]) if len(parts) == 2 else ("public", parts[0])
 
     @model_validator(mode="after")
+    def _what_is_kept_does_not_expire(self) -> Self:
+        if self.object_retention is not None and self.after_copy == "keep":
+            raise ValueError("has object_retention with after_copy: keep; its payloads stay in the rows: remove one")
+        return self
+
+    @model_validator(mode="after")
     def _columns_do_not_overlap(self) -> Self:
         application = {*self.primary_key, self.payload, self.tenant.column, self.created_at}
         if taken := application & set(self.columns.model_dump().values()):
@@ -254,6 +260,26 @@ class VerificationConfig(_Section):
     sample_rows: int = Field(50, ge=0)
 
 
+class RetentionConfig(_Section):
+    """When objects that no row names any more are deleted; nothing is unless `delete` is switched on.
+
+    `grace` must exceed the database's point-in-time-recovery window. A table of which a larger share of the
+    objects than `max_orphan_share` looks orphaned is left alone: more likely the database or the prefix is wrong.
+    """
+
+    grace: Duration = Field(timedelta(days=30), ge=timedelta(hours=1))
+    max_orphan_share: float = Field(0.05, ge=0, le=1)
+    delete: bool = False
+
+
+class BackPressureConfig(_Section):
+    """When work in bulk pauses until the database has caught up; null switches a reason off."""
+
+    max_replica_lag_bytes: int | None = Field(256 * 1024 * 1024, ge=0)
+    max_wal_files_waiting: int | None = Field(64, ge=0)
+    pause_for_autovacuum: bool = True
+
+
 class Config(_Section):
     """The whole file."""
 
@@ -263,6 +289,8 @@ class Config(_Section):
     tenant_buckets: int | None = Field(None, ge=1)
     offload: OffloadConfig = OffloadConfig()
     verification: VerificationConfig = VerificationConfig()
+    retention: RetentionConfig = RetentionConfig()
+    back_pressure: BackPressureConfig = BackPressureConfig()
 
     @model_validator(mode="after")
     def _relations_are_distinct(self) -> Self:

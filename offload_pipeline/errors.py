@@ -53,5 +53,9 @@ class RowNotFoundError(PermanentError):
     """The table has no row with this primary key."""
 
 
+class PayloadExpiredError(PermanentError):
+    """The payload's retention is over, and it was given up."""
+
+
 class ReleaseUndoneError(TransientError):
     """A trigger of the table turned the released row into something else; rolled back, until that is mended."""

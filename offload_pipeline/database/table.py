@@ -213,6 +213,7 @@ def bookkeeping_names(schema: str) -> dict[str, sql.Composable]:
         "state": sql.Identifier(schema, "payload_offload_state"),
         "failures": sql.Identifier(schema, "payload_offload_failures"),
         "log": sql.Identifier(schema, "payload_offload_log"),
+        "expired": sql.Identifier(schema, "payload_offload_expired"),
         "archival_log": sql.Identifier(schema, "archival_log"),
     }
 

@@ -13,7 +13,7 @@ from offload_pipeline.database.table import Key, Table, bookkeeping_names
 from offload_pipeline.errors import PermanentError, StoreUnavailableError
 from offload_pipeline.offload.claims import Partition
 
-Stage = Literal["copy", "verify", "release"]
+Stage = Literal["copy", "verify", "release", "restore", "write", "expire"]
 MESSAGE_CHARACTERS = 1000
 
 

@@ -17,7 +17,10 @@ CREATE TABLE IF NOT EXISTS {state} (
     updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (tenant_id, table_name)
 );
-ALTER TABLE {state} ADD COLUMN IF NOT EXISTS store_url text;
+ALTER TABLE {state}
+    ADD COLUMN IF NOT EXISTS store_url text,
+    ADD COLUMN IF NOT EXISTS full_checkpoint text[],
+    ADD COLUMN IF NOT EXISTS fully_verified_at timestamptz;
 CREATE TABLE IF NOT EXISTS {failures} (
     table_name text NOT NULL,
     tenant_id text NOT NULL,
@@ -44,6 +47,13 @@ CREATE TABLE IF NOT EXISTS {log} (
     action text NOT NULL,
     rows bigint NOT NULL,
     bytes bigint NOT NULL
+);
+CREATE TABLE IF NOT EXISTS {expired} (
+    object_key text NOT NULL PRIMARY KEY,
+    table_name text NOT NULL,
+    tenant_id text NOT NULL,
+    bytes bigint NOT NULL,
+    expired_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE TABLE IF NOT EXISTS {archival_log} (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

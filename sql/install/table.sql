@@ -27,6 +27,27 @@ BEGIN
         THEN
             RETURN NEW;
         END IF;
+        -- The restore: what is stored comes back, to the byte. The size that stays marks the hold: not moved again until
+        -- it is written anew.
+        IF OLD.{status} = 'in_storage' AND NEW.{status} = 'inline' AND NEW.{object_key} IS NULL
+            AND pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(NEW.{payload}::text, 'UTF8')), 'hex') = OLD.{hash}
+        THEN
+            NEW.{hash} := NULL;
+            NEW.{stored_at} := NULL;
+            RETURN NEW;
+        END IF;
+        -- The expiry, and what is expired written again as it is.
+        IF NEW.{object_key} IS NULL AND (
+            OLD.{status} = 'in_storage' AND NEW.{status} = 'expired'
+                AND (NEW.{payload} IS NULL OR pg_catalog.strpos(NEW.{payload}::text, '"deleted"') > 0)
+            OR OLD.{status} = 'expired' AND NEW.{payload}::text IS NOT DISTINCT FROM OLD.{payload}::text
+        ) THEN
+            NEW.{status} := 'expired';
+            NEW.{size} := NULL;
+            NEW.{hash} := NULL;
+            NEW.{stored_at} := NULL;
+            RETURN NEW;
+        END IF;
         IF NEW.{object_key} IS NOT DISTINCT FROM OLD.{object_key} THEN
             -- Written again with the same content, as an ORM does that saves whole rows. A copy that moves to another
             -- tenant or key is made again: the gate there may have passed its stored_at without ever seeing it.
