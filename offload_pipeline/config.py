@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -292,6 +293,18 @@ class Config(_Section):
     retention: RetentionConfig = RetentionConfig()
     back_pressure: BackPressureConfig = BackPressureConfig()
 
+    _path: Path | None = PrivateAttr(None)
+
+    @property
+    def path(self) -> Path | None:
+        """The file this was read from; None for a configuration made in code."""
+        return self._path
+
+    def read_from(self, path: Path) -> Self:
+        """The configuration itself, which now knows its file."""
+        self._path = path.absolute()
+        return self
+
     @model_validator(mode="after")
     def _relations_are_distinct(self) -> Self:
         relations = [table.schema_and_name for table in self.tables]
@@ -328,7 +341,12 @@ def config_path() -> Path:
     if named := os.environ.get(CONFIG_VARIABLE):
         return Path(named)
     local = Path("offload.yaml")
-    return local if local.exists() else Path(str(files("offload_pipeline") / "demo" / "offload.yaml"))
+    return local if local.exists() else packaged_config_path()
+
+
+def packaged_config_path() -> Path:
+    """The demo's configuration."""
+    return Path(str(files("offload_pipeline") / "demo" / "offload.yaml"))
 
 
 def refuse_demo_tables_in_a_named_database() -> None:
@@ -355,7 +373,7 @@ def load_config(path: Path | None = None) -> Config:
 def _load(path: Path) -> Config:
     root, document = _parse(path)
     try:
-        return Config.model_validate(_with_database_url(_expand(document, ())))
+        return Config.model_validate(_with_database_url(_expand(document, ()))).read_from(path)
     except _VariableError as variable:
         keys, problem = variable.keys, str(variable)
     except ValidationError as invalid:

@@ -57,5 +57,21 @@ class PayloadExpiredError(PermanentError):
     """The payload's retention is over, and it was given up."""
 
 
+class PayloadInvalidError(PermanentError):
+    """PostgreSQL would not take this payload for its column, or it has no JSON form; nothing was stored."""
+
+
+class NotInStoreError(PermanentError):
+    """The payload is in its row; no object stands for it."""
+
+
 class ReleaseUndoneError(TransientError):
     """A trigger of the table turned the released row into something else; rolled back, until that is mended."""
+
+
+class RestoreUndoneError(TransientError):
+    """A trigger of the table turned the restored row into something else; rolled back, until that is mended."""
+
+
+class ExpiryUndoneError(TransientError):
+    """A trigger of the table gave an expired row its pointer back; rolled back, until that is mended."""

@@ -1,22 +1,36 @@
 """Configuration, database and store opened together: what the command line and the Dagster resources start from."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from psycopg import Connection
 
 from offload_pipeline.config import Config, home, load_config, refuse_demo_tables_in_a_named_database
+from offload_pipeline.database.back_pressure import Announce, BackPressure, announce_nothing
 from offload_pipeline.database.connection import Database, open_database
 from offload_pipeline.database.table import Key, Table, inspect_table
+from offload_pipeline.offload.ahead import DryRun, dry_run, rows_ahead
 from offload_pipeline.offload.claims import Batches, Partition, PendingBatches
 from offload_pipeline.offload.copier import CopyOptions, CopyResult, Progress, copy_all, no_progress
-from offload_pipeline.offload.queue import PendingTenant, known_tenants, pending_by_tenant
+from offload_pipeline.offload.failures import OpenFailure, count_open, open_failures
+from offload_pipeline.offload.queue import PendingTenant, known_tenants, pending_by_tenant, tenants_having
 from offload_pipeline.offload.release import ReleaseOptions, ReleaseResult, release_partition
+from offload_pipeline.offload.restore import HoldsLifted, RestoreOptions, RestoreResult, lift_holds, restore_partition
+from offload_pipeline.offload.stale_failures import resolve_stale_failures
+from offload_pipeline.offload.stored_rows import count_stored, find_row, stored_tenants
 from offload_pipeline.offload.tenants import partition_key
-from offload_pipeline.offload.unseen import UnseenBatches, unseen_tenants
+from offload_pipeline.offload.unseen import UnseenBatches
 from offload_pipeline.storage.object_store import ObjectStore, open_store
+from offload_pipeline.verification.report import TableReport, report_table
 from offload_pipeline.verification.verifier import VerificationOptions, VerificationResult, verify_partition
+
+if TYPE_CHECKING:
+    from offload_pipeline.offload.forecast import Forecast
+
+Steps = Callable[[str, int | None], Progress]
+"""Called as a step begins, with its name and the rows ahead (None: unknown); gives what to call after each batch."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +77,32 @@ class Pipeline:
             for wanted in ([name] if name is not None else [t.name for t in self.config.tables])
         ]
 
-    def pending(self, connection: Connection, table: Table) -> list[PendingTenant]:
-        """The table's queue, oldest first."""
-        return pending_by_tenant(connection, table, self.config.offload.max_attempts)
+    def installed_tables(self, connection: Connection) -> list[Table]:
+        """The tables that payloads may move from."""
+        found = [self.inspect(connection, table.name) for table in self.config.tables]
+        return [table for table in found if table.is_installed]
+
+    def pending(self, connection: Connection, table: Table, tenant: str | None = None) -> list[PendingTenant]:
+        """The table's queue, oldest first, or that of one tenant."""
+        return pending_by_tenant(connection, table, self.config.offload.max_attempts, tenant)
 
     def tenants(self, connection: Connection, table: Table, queue: Sequence[PendingTenant] | None = None) -> list[str]:
-        """Every tenant of the table that has pending rows (as in `queue`, if given), unseen rows, or was worked on."""
+        """Every tenant of the table that has pending rows (as in `queue`, if given), unseen or stored rows, or was
+        worked on."""
         if table.config.tenant.value is not None:
             return [table.config.tenant.value]
-        pending = self.pending(connection, table) if queue is None else queue
-        waiting = {found.tenant for found in pending if found.tenant is not None}
-        return sorted(waiting.union(known_tenants(connection, table), unseen_tenants(connection, table)))
+        if queue is None:
+            waiting = set(tenants_having(connection, table, "pending_move"))
+        else:
+            waiting = {found.tenant for found in queue if found.tenant is not None}
+        unseen = tenants_having(connection, table, None)
+        return sorted(waiting.union(known_tenants(connection, table), unseen, stored_tenants(connection, table)))
 
     def partitions(self, connection: Connection, table: str | None, tenant: str | None) -> list[Partition]:
         """The partitions of one or all tables, of one or all tenants."""
         return [
             Partition(found, one)
-            for found in self.tables(connection, table)
+            for found in map(Table.require_active, self.tables(connection, table))
             for one in ([tenant] if tenant is not None else self.tenants(connection, found))
             # Under another name than its constant one, all of a table's rows would be stored a second time.
             if found.config.tenant.value in (None, one)
@@ -87,7 +110,7 @@ class Pipeline:
 
     def partitions_of_key(self, connection: Connection, table: str, key: str) -> Sequence[Partition]:
         """What a Dagster partition stands for: one tenant, or a bucket of them."""
-        found = self.table(connection, table)
+        found = self.table(connection, table).require_active()
         buckets = self.config.tenant_buckets
         return [Partition(found, one) for one in self.tenants(connection, found) if partition_key(one, buckets) == key]
 
@@ -101,39 +124,113 @@ class Pipeline:
             return [pending]
         return [UnseenBatches(self.database, partition, options.limits, options.max_attempts, resume=resume), pending]
 
+    def dry_run(
+        self, partition: Partition, *, unseen: bool = False, resume: bool = True, progress: Progress = no_progress
+    ) -> DryRun:
+        """What `copy` would do, counted and with its objects' size estimated; nothing is written."""
+        offload = self.config.offload
+        with self.connect() as connection:
+            return dry_run(
+                connection, partition, offload.compression, offload.max_attempts,
+                unseen=unseen, resume=resume, progress=progress,
+            )  # fmt: skip
+
+    def forecast(self, table: Table, progress: Progress = no_progress) -> "Forecast":
+        """What offloading this table would save, from a sample; it need not be installed."""
+        from offload_pipeline.offload.plan import PlanOptions, forecast_table  # brings numpy, a tenth of a second
+
+        options = PlanOptions(self.config.offload.compression, self.store.url, self.config.verification.sample_rows)
+        return forecast_table(self.database, table, options, progress)
+
+    def rows_ahead(self, partition: Partition, *, unseen: bool = False, resume: bool = True) -> int:
+        """How many rows a pass has to go through, small ones included; an estimate where they are many."""
+        with self.connect() as connection:
+            return rows_ahead(connection, partition, unseen=unseen, resume=resume)
+
+    def pressure(self, table: Table, announce: Announce = announce_nothing) -> BackPressure:
+        """What one pass of work in bulk on this table asks before each of its transactions."""
+        return BackPressure(self.config.back_pressure, table, announce)
+
     def copy(
         self, partition: Partition, run_id: str, *, batch_rows: int | None = None, unseen: bool = False,
-        resume: bool = True, progress: Progress = no_progress,
+        resume: bool = True, progress: Progress = no_progress, announce: Announce = announce_nothing,
     ) -> CopyResult:  # fmt: skip
         """Copies what `batches` claims, with the configured options, until the store as a whole fails."""
         sources = self.batches(partition, batch_rows=batch_rows, unseen=unseen, resume=resume)
-        return copy_all(sources, self.store, CopyOptions.of(self.config.offload), run_id, progress)
+        pressure = self.pressure(partition.table, announce)
+        return copy_all(sources, self.store, CopyOptions.of(self.config.offload), run_id, progress, pressure)
 
     def verify(
         self, partition: Partition, run_id: str, *, sample_rows: int | None = None, full: bool = False,
-        progress: Progress = no_progress,
+        resume: bool = True, progress: Progress = no_progress,
     ) -> VerificationResult:  # fmt: skip
         """One verification pass, with the configured sample unless another is asked for."""
         rows = self.config.verification.sample_rows if sample_rows is None else sample_rows
-        options = VerificationOptions(rows, full, self.config.offload.store_threads)
+        options = VerificationOptions(rows, full, self.config.offload.store_threads, resume)
         return verify_partition(self.database, self.store, partition, options, run_id, progress)
 
+    def report(self, connection: Connection, table: Table) -> TableReport:
+        """How the table stands; cheap, whatever its size."""
+        return report_table(connection, table, self.config.offload.max_attempts)
+
+    def open_failures(self, most: int) -> tuple[int, list[OpenFailure]]:
+        """How many are open in all installed tables, and the newest; those whose row is gone are closed first."""
+        attempts = self.config.offload.max_attempts
+        with self.connect() as connection:
+            tables = self.installed_tables(connection)
+            for table in tables:
+                resolve_stale_failures(connection, table)
+            counted = [found for table in tables for found in count_open(connection, table, attempts).values()]
+            names = [table.name for table in tables]
+            newest = open_failures(connection, self.database.schema, attempts, most, names) if names else []
+        return sum(count for count, _ in counted), newest
+
     def release(
-        self, partition: Partition, run_id: str, *, key: Key | None = None, progress: Progress = no_progress
-    ) -> ReleaseResult:
+        self, partition: Partition, run_id: str, *, key: Key | None = None, progress: Progress = no_progress,
+        announce: Announce = announce_nothing,
+    ) -> ReleaseResult:  # fmt: skip
         """Frees what verification has passed, or of that the one row."""
         options = ReleaseOptions(self.store.url, self.config.offload.max_attempts, key)
-        return release_partition(self.database, partition, options, run_id, progress)
+        pressure = self.pressure(partition.table, announce)
+        return release_partition(self.database, partition, options, run_id, progress, pressure)
+
+    def row(self, table: str, primary_key: str) -> tuple[Partition, Key]:
+        """One row and the partition that it belongs to. UserError or RowNotFoundError where there is none."""
+        with self.connect() as connection:
+            return find_row(connection, self.table(connection, table).require_active(), primary_key)
+
+    def restore(
+        self, partition: Partition, run_id: str, *, key: Key | None = None,
+        progress: Progress = no_progress, announce: Announce = announce_nothing,
+    ) -> RestoreResult:  # fmt: skip
+        """Puts the payloads back into the rows, or that of the one row, where they then stay."""
+        options = RestoreOptions.of(self.config.offload, key)
+        pressure = self.pressure(partition.table, announce)
+        return restore_partition(self.database, self.store, partition, options, run_id, progress, pressure)
+
+    def rows_to_restore(self, partition: Partition) -> int:
+        """How many rows a restore has to go through."""
+        with self.connect() as connection:
+            return count_stored(connection, partition)
+
+    def lift_holds(self, partition: Partition, run_id: str) -> HoldsLifted:
+        """Makes restored rows move again with the next pass."""
+        return lift_holds(self.database, partition, run_id)
 
     def drain(
         self, partition: Partition, run_id: str, *, batch_rows: int | None = None, unseen: bool = False,
-        resume: bool = True, progress: Progress = no_progress,
+        resume: bool = True, steps: Steps = lambda _name, _rows: no_progress, announce: Announce = announce_nothing,
     ) -> DrainResult:  # fmt: skip
         """Copy, verify, release, in this order; nothing new is freed unless verification passes."""
-        copied = self.copy(partition, run_id, batch_rows=batch_rows, unseen=unseen, resume=resume, progress=progress)
-        verified = self.verify(partition, run_id)
-        released = self.release(partition, run_id) if verified.passed else ReleaseResult()
-        return DrainResult(copied, verified, released)
+        copied = self.copy(
+            partition, run_id, batch_rows=batch_rows, unseen=unseen, resume=resume,
+            progress=steps("copying", None), announce=announce,
+        )  # fmt: skip
+        verified = self.verify(partition, run_id, progress=steps("verifying", copied.rows_copied))
+        if not verified.passed:
+            return DrainResult(copied, verified, ReleaseResult())
+        progress = steps("releasing", verified.rows_checked)
+        return DrainResult(copied, verified, self.release(partition, run_id, progress=progress, announce=announce))
 
 
 def open_pipeline(config: Config | None = None) -> Pipeline:

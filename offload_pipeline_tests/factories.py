@@ -34,6 +34,7 @@ def make_table(
     payload_type: str = "jsonb",
     payload: str = "raw_payload",
     tenant_column: str | None = "tenant_id",
+    tenant_type: str = "text",
     key_columns: Mapping[str, str] = IDENTITY_KEY,
     extra_columns: Mapping[str, str] | None = None,
     **table_options: Any,
@@ -48,7 +49,7 @@ def make_table(
     config = TableConfig(name=name, relation=relation, primary_key=tuple(key_columns), **options)
     columns = {
         **key_columns,
-        **({tenant_column: "text"} if tenant_column else {}),
+        **({tenant_column: tenant_type} if tenant_column else {}),
         payload: payload_type,
         "created_at": "timestamptz NOT NULL DEFAULT now()",
         **(extra_columns or {}),
@@ -83,8 +84,10 @@ def install(pipeline: Pipeline) -> list[str]:
         for step in plan_bookkeeping(connection, pipeline.database.schema):
             run(connection, step)
             done.append(step.title)
+        is_only = len(pipeline.config.tables) == 1
         for table in pipeline.config.tables:
-            for step in plan_table(connection, pipeline.inspect(connection, table.name), pipeline.store.url):
+            inspected = pipeline.inspect(connection, table.name)
+            for step in plan_table(connection, inspected, pipeline.store.url, is_only=is_only):
                 run(connection, step)
                 done.append(step.title)
     return done

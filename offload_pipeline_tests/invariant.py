@@ -22,19 +22,22 @@ def assert_invariant(
     expected: Mapping[Any, str | None],
     *,
     damaged: Collection[Any] = (),
+    expired: Collection[Any] = (),
 ) -> None:
     """Every payload that the application wrote last, and no other row, is in its row or in its object.
 
     `expected` holds by key the sha256 of `payload::text`, None for no payload, and belongs to the caller's
     snapshot. Pointers of rows that still hold the payload must not dangle either, but for the keys in
-    `damaged`, whose objects the test itself spoilt.
+    `damaged`, whose objects the test itself spoilt. The rows of `expired`, and no others, gave theirs up.
     """
     held = row_hashes(connection, config)
     pointers = _pointers(connection, config)
     assert set(held) == set(expected), "rows appeared or vanished"
     for key, sha256 in expected.items():
         status, object_key, named = pointers[key]
-        if held[key] != sha256:
+        if key in expired:
+            assert (status, object_key, named) == ("expired", None, None), f"row {key} is not expired: {status}"
+        elif held[key] != sha256:
             assert status == "in_storage", f"row {key} lost its payload: {status}, holds {held[key]}"
             assert object_key is not None, f"row {key} names no object"
             assert named == sha256, f"row {key} names the hash {named}, the application wrote {sha256}"

@@ -38,6 +38,8 @@ INITDB_OPTIONS = (
     "--auth-host=scram-sha-256",
 )
 
+BASE_BACKUP_OPTIONS = ("--checkpoint=fast", "--no-sync", "--wal-method=stream", "--write-recovery-conf")
+
 # Outlives the session only to end what the session started: reading, it meets the end of its input.
 _WATCH = 'read -r _; "$0/pg_ctl" -D "$1/data" -m immediate -w stop; rm -rf "$1"'
 
@@ -94,9 +96,14 @@ def major_version(bin_dir: Path) -> int:
 
 
 class PostgresServer:
-    """A cluster in a directory of its own, with a socket there and TCP on 127.0.0.1; it starts at once."""
+    """A cluster in a directory of its own, with a socket there and TCP on 127.0.0.1; it starts at once.
 
-    def __init__(self, bin_dir: Path, settings: Mapping[str, str] | None = None) -> None:
+    With a `primary` it is that server's standby, made from a base backup and streaming from it.
+    """
+
+    def __init__(
+        self, bin_dir: Path, settings: Mapping[str, str] | None = None, primary: "PostgresServer | None" = None
+    ) -> None:
         self.bin_dir = bin_dir
         self.version = major_version(bin_dir)
         self.directory = Path(tempfile.mkdtemp(prefix="pg-"))  # short: a socket's address has little room
@@ -115,10 +122,14 @@ class PostgresServer:
             **embedded.run_as_owner_of(self.directory),
         )
         try:
-            self._run("initdb", "--no-sync", *INITDB_OPTIONS)
+            if primary is None:
+                self._run("initdb", "--no-sync", *INITDB_OPTIONS)
+            else:
+                self._run("pg_basebackup", *BASE_BACKUP_OPTIONS, f"--dbname={primary.url()}")
             self._configure({**FAST_SETTINGS, **(settings or {})})
             self.start()
-            self._execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(self._password))
+            if primary is None:
+                self._execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(self._password))
         except BaseException:
             self.close()
             raise

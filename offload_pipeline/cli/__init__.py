@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import typer
 
-from offload_pipeline.cli import demo, doctor, install, offload, read, status, verification
+from offload_pipeline.cli import demo, doctor, install, offload, plan, read, restore, retention, status, verification
 from offload_pipeline.cli.exit_codes import DONE, Ending, ending_of, refuse_what_is_not_utf8
 from offload_pipeline.cli.output import Output
 
 # In the order of the help text.
-COMMAND_GROUPS = (demo, install, offload, verification, read, status, doctor)
+COMMAND_GROUPS = (demo, install, plan, offload, restore, verification, read, retention, status, doctor)
 
 app = typer.Typer(
     name="offload",

@@ -180,12 +180,12 @@ def _show_weights(output: Output, before: list["Weight"], after: list["Weight"])
 
 def _read_one_back(output: Output, pipeline: "Pipeline") -> dict[str, Any] | None:
     from offload_pipeline.demo.tables import largest_stored_key
-    from offload_pipeline.offload.reader import get_payload
+    from offload_pipeline.offload.reader import PayloadReader
 
-    with pipeline.connect() as connection:
+    with pipeline.connect() as connection, PayloadReader(pipeline) as reader:
         for table in pipeline.tables(connection):
             if key := largest_stored_key(connection, table):
-                found = get_payload(connection, pipeline.store, table, table.parse_key(key))
+                found = reader.get(table.name, key)
                 size = format_bytes(len(found.payload or b""))
                 output.line(f"read back: offload get {table.name} {key}")
                 output.line(f"           {size} from the {found.source}, SHA-256 {found.sha256}")

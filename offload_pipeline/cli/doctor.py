@@ -111,6 +111,7 @@ def _table(connection: "Connection", config: "TableConfig", schema: str, store_u
     yield _indexes(connection, table, name)
     yield _triggers(connection, table, name)
     yield _as_configured(connection, table, f"{name}, installed", store_url)
+    yield from _stores(connection, table, f"{name}, store", store_url)
     yield _row_security(connection, table, name)
     column = config.tenant.column
     if column and not table.columns[column].not_null:
@@ -164,6 +165,35 @@ def _as_configured(connection: "Connection", table: "Table", name: str, store_ur
         lacking = ", ".join(title.removeprefix(f"{table.name}: ") for title in titles)
         return Check(name, "failed", f"differs from offload.yaml in: {lacking}", _install(table))
     return Check(name, "passed", "as offload.yaml says")
+
+
+def _stores(connection: "Connection", table: "Table", name: str, store_url: str) -> Iterator[Check]:
+    """Whether the objects of every partition are in the configured store; nothing can be said before install."""
+    import psycopg
+
+    from offload_pipeline.database.statements import statement
+
+    bound = {"table": table.name, "store_url": store_url}
+    try:
+        found = connection.execute(statement("offload/queue", "other_stores", table.names()), bound).fetchall()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+        return
+    except psycopg.errors.InsufficientPrivilege:
+        state = f"{table.schema}.payload_offload_state"
+        yield Check(name, "warning", f"not looked at: no permission for {state}", f"GRANT SELECT ON {state}")
+        return
+    if not found:
+        yield Check(name, "passed", f"every partition's objects are in {store_url}")
+        return
+    where = "; ".join(
+        f"those of tenant {tenant!r}{f' and {count - 1:,} others' if count > 1 else ''} are in {url}"
+        for url, count, tenant in found
+    )
+    mend = (
+        f"correct the URL, or, once every object is in {store_url} too, "
+        f"set store_url in {table.schema}.payload_offload_state"
+    )
+    yield Check(name, "failed", f"not every partition's objects are in {store_url}: {where}", mend)
 
 
 def _row_security(connection: "Connection", table: "Table", name: str) -> Check:

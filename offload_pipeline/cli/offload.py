@@ -1,6 +1,5 @@
 """`offload backfill`, `drain` and `release`: payloads out of rows into the store, and rows freed."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,10 +7,13 @@ import typer
 
 from offload_pipeline.cli.exit_codes import DONE
 from offload_pipeline.cli.options import JsonOption, TableOption, TenantOption
-from offload_pipeline.cli.output import format_bytes, format_rows
+from offload_pipeline.cli.output import Watch
+from offload_pipeline.cli.restore import held_rows, lift_holds
 from offload_pipeline.cli.results import (
     copied_document,
     copied_line,
+    dry_run_document,
+    dry_run_line,
     problems,
     released_document,
     released_line,
@@ -24,7 +26,6 @@ from offload_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from offload_pipeline.offload.claims import Partition
-    from offload_pipeline.offload.copier import Progress
 
 # Each row of a batch is an entry in the server's one shared lock table: the bound of offload.batch_rows.
 LARGEST_BATCH_ROWS = 1000
@@ -50,7 +51,7 @@ def backfill(
             help="Rows per transaction; else offload.batch_rows.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and forecast, and write nothing.")] = False,
     no_resume: Annotated[
         bool, typer.Option("--no-resume", help="Begin at the first row, not at the checkpoint.")
     ] = False,
@@ -62,22 +63,46 @@ def backfill(
             help="Whether the row's payload is cleared once it is verified; else as after_copy says.",
         ),
     ] = None,
+    include_restored: Annotated[
+        bool, typer.Option("--include-restored", help="Move restored rows again, too, which are otherwise held.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Copy, verify and release one tenant of one table."""
+    from offload_pipeline.offload.ending import with_ending
+
     session = open_session(as_json=as_json)
-    partitions = session.partitions(table, tenant)
-    if null_after_upload is not None:
-        partitions = [with_ending(one, clears=null_after_upload == "true") for one in partitions]
+    clears = None if null_after_upload is None else null_after_upload == "true"
+    partitions = [with_ending(one, null_after_upload=clears) for one in session.partitions(table, tenant)]
     if dry_run:
-        return _count(session, table, tenant, partitions)
-    return _offload(session, partitions, batch_rows=batch_size, resumes=not no_resume)
+        held = held_rows(session, partitions) if include_restored else {}
+        return _dry_run(session, (table, tenant), partitions, resume=not no_resume, held=held)
+    return _drain(
+        session, partitions, batch_rows=batch_size, unseen=True, resume=not no_resume, lifts_holds=include_restored
+    )
 
 
-def drain(table: TableOption = None, tenant: TenantOption = None, as_json: JsonOption = False) -> int:
+def drain(
+    table: TableOption = None,
+    tenant: TenantOption = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed rows at once, those given up as well.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
     """Copy, verify and release everything that is pending."""
     session = open_session(as_json=as_json)
+    if retry_failed:
+        _make_due(session, table, tenant)
     return _drain(session, session.partitions(table, tenant))
+
+
+def _make_due(session: Session, table: str | None, tenant: str | None) -> None:
+    from offload_pipeline.offload.failures import retry_failed
+
+    with session.pipeline.connect() as connection:
+        due = sum(retry_failed(connection, one, tenant) for one in session.pipeline.tables(connection, table))
+    session.output.line(f"failures to be tried again: {due:,}")
 
 
 def release(
@@ -96,58 +121,44 @@ def release(
         raise UserError("--primary-key needs the table it is in; add --table TABLE")
     session = open_session(as_json=as_json)
 
-    def work(partition: "Partition", progress: "Progress") -> Outcome:
+    def work(partition: "Partition", watch: Watch) -> Outcome:
         key = None if primary_key is None else partition.table.parse_key(primary_key)
-        result = session.pipeline.release(partition, session.run_id, key=key, progress=progress)
+        result = session.pipeline.release(partition, session.run_id, key=key, progress=watch, announce=watch.paused)
         return Outcome(is_sound=not result.rows_failed, line=released_line(result), document=released_document(result))
 
     return work_through(session, session.partitions(table, tenant), work)
 
 
-def with_ending(partition: "Partition", *, clears: bool) -> "Partition":
-    """The partition with `after_copy` clear or keep. UserError where NOT NULL forbids clearing."""
-    table = partition.table
-    if clears and table.columns[table.config.payload].not_null:
-        raise UserError(
-            f"{table.name}: {table.config.payload} is NOT NULL and cannot be cleared; "
-            f"ALTER COLUMN {table.config.payload} DROP NOT NULL, or leave --null-after-upload out"
-        )
-    config = table.config.model_copy(update={"after_copy": "clear" if clears else "keep"})
-    return dataclasses.replace(partition, table=dataclasses.replace(table, config=config))
+def _dry_run(
+    session: Session, asked_for: tuple[str, str], partitions: Sequence["Partition"],
+    *, resume: bool, held: dict[str, int],
+) -> int:  # fmt: skip
+    from offload_pipeline.offload.ahead import DryRun
 
-
-def _offload(session: Session, partitions: Sequence["Partition"], *, batch_rows: int | None, resumes: bool) -> int:
-    """What a backfill does: the rows older than the trigger, then the pending queue."""
-    return _drain(session, partitions, batch_rows=batch_rows, unseen=True, resume=resumes)
-
-
-def _count(session: Session, table: str, tenant: str, partitions: Sequence["Partition"]) -> int:
-    from offload_pipeline.offload.unseen import count_unseen
-
-    with session.pipeline.connect() as connection:
-        unseen = [count_unseen(connection, partition) for partition in partitions]
-    found = [*unseen, *(session.pending(partition) for partition in partitions)]
-    rows, payload_bytes = sum(one[0] for one in found), sum(one[1] for one in found)
-    if rows:
-        would = f"would copy {format_rows(rows)} ({format_bytes(payload_bytes)})"
-        session.output.line(f"{partitions[0]}: {would}")
-    else:
-        session.output.line("nothing to do")
-    counted = {"pending_rows": rows, "pending_bytes": payload_bytes}
-    session.output.document({"dry_run": True, "table": table, "tenant": tenant} | counted)
+    found = DryRun()
+    for partition in partitions:
+        with session.output.progress(
+            str(partition), session.rows_ahead(partition, unseen=True, resume=resume)
+        ) as watch:
+            found += session.pipeline.dry_run(partition, unseen=True, resume=resume, progress=watch)
+    session.output.line(f"{partitions[0]}: {dry_run_line(found)}" if partitions else "nothing to do")
+    table, tenant = asked_for
+    session.output.document({"dry_run": True, "table": table, "tenant": tenant} | dry_run_document(found) | held)
     return DONE
 
 
 def _drain(
     session: Session, partitions: Sequence["Partition"], *, batch_rows: int | None = None,
-    unseen: bool = False, resume: bool = True,
+    unseen: bool = False, resume: bool = True, lifts_holds: bool = False,
 ) -> int:  # fmt: skip
     session.pipeline.store.check()
 
-    def work(partition: "Partition", progress: "Progress") -> Outcome:
+    def work(partition: "Partition", watch: Watch) -> Outcome:
+        lifted = lift_holds(session, partition) if lifts_holds else {}
         result = session.pipeline.drain(
-            partition, session.run_id, batch_rows=batch_rows, unseen=unseen, resume=resume, progress=progress
-        )
+            partition, session.run_id, batch_rows=batch_rows, unseen=unseen, resume=resume,
+            steps=watch.step, announce=watch.paused,
+        )  # fmt: skip
         lines = (copied_line(result.copied), verified_line(result.verified), released_line(result.released))
         return Outcome(
             is_sound=result.is_sound,
@@ -157,8 +168,12 @@ def _drain(
                 "copied": copied_document(result.copied),
                 "verified": verified_document(result.verified, partition),
                 "released": released_document(result.released),
-            },
+            }
+            | lifted,
             ends_the_run=result.copied.stopped_by is not None,
         )
 
-    return work_through(session, partitions, work, total_rows=session.pending_rows)
+    def ahead(partition: "Partition") -> int | None:
+        return session.rows_ahead(partition, unseen=unseen, resume=resume)
+
+    return work_through(session, partitions, work, total_rows=ahead)

@@ -3,17 +3,33 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from offload_pipeline.offload.copier import Progress
-
 # Into a file or a pipe, tables get the room they need instead of folding at the 80 columns of no terminal.
 WIDTH_WITHOUT_TERMINAL = 240
+
+
+class Watch:
+    """What work tells as it goes on. Where nobody watches a bar, only its pauses are said, each once."""
+
+    def __init__(self, title: str, complain: Callable[[str], None]) -> None:
+        self.title, self._complain = title, complain
+
+    def __call__(self, rows: int, payload_bytes: int) -> None:
+        """After each batch: the rows it went through, the payload bytes it moved."""
+
+    def step(self, name: str, total_rows: int | None) -> "Watch":  # noqa: ARG002 - only a bar draws them
+        """The work's next step begins, with so many rows ahead, if that is known."""
+        return self
+
+    def paused(self, reason: str | None) -> None:
+        """Work waits for the database to catch up; None: it goes on."""
+        self._complain(f"{self.title}: paused: {reason}" if reason else f"{self.title}: goes on")
 
 
 class Output:
@@ -49,15 +65,15 @@ class Output:
         sys.stderr.flush()
 
     @contextlib.contextmanager
-    def progress(self, title: str, total_rows: int | None) -> Iterator["Progress"]:
+    def progress(self, title: str, total_rows: int | None) -> Iterator[Watch]:
         """What to call after each batch; draws on stderr, for a terminal only, if the work takes its time."""
         if not shows_progress():
-            yield lambda _rows, _payload_bytes: None
+            yield Watch(title, self.complain)
             return
         from offload_pipeline.cli.progress import progress_bar  # brings rich
 
-        with progress_bar(title, total_rows) as advance:
-            yield advance
+        with progress_bar(title, total_rows) as watch:
+            yield watch
 
 
 def _console() -> "Console":

@@ -7,6 +7,7 @@ from offload_pipeline.cli.exit_codes import one_line
 from offload_pipeline.cli.output import format_bytes, format_rows
 
 if TYPE_CHECKING:
+    from offload_pipeline.offload.ahead import DryRun
     from offload_pipeline.offload.claims import Partition
     from offload_pipeline.offload.copier import CopyResult
     from offload_pipeline.offload.release import ReleaseResult
@@ -42,9 +43,32 @@ def copied_document(result: "CopyResult") -> dict[str, Any]:
     }
 
 
+def dry_run_line(found: "DryRun") -> str:
+    """`would copy 5 rows (5.0 kB, as objects about 2.9 kB)`, and what would fail."""
+    if not found.rows and not found.rows_too_large:
+        return "nothing to do"
+    sizes = f"{format_bytes(found.payload_bytes)}, as objects about {format_bytes(found.object_bytes)}"
+    text = f"would copy {format_rows(found.rows)}" + (f" ({sizes})" if found.rows else "")
+    return text + (
+        f", refuse {format_rows(found.rows_too_large)} above max_object_bytes" if found.rows_too_large else ""
+    )
+
+
+def dry_run_document(found: "DryRun") -> dict[str, Any]:
+    """The numbers of a dry run."""
+    return {
+        "pending_rows": found.rows,
+        "pending_bytes": found.payload_bytes,
+        "forecast_object_bytes": found.object_bytes,
+        "rows_sampled": found.rows_sampled,
+        "rows_too_large": found.rows_too_large,
+    }
+
+
 def verified_line(result: "VerificationResult") -> str:
     """`12 rows checked, 5 read whole, 0 damaged, 0 unanswered`."""
     return (
+        f"{'resumed: ' if result.is_resumed else ''}"
         f"{format_rows(result.rows_checked)} checked, {result.rows_read:,} read whole, "
         f"{len(result.damaged):,} damaged, {len(result.unanswered):,} unanswered"
     )
@@ -54,6 +78,7 @@ def verified_document(result: "VerificationResult", partition: "Partition") -> d
     """The numbers of one verification pass, and every row that did not pass."""
     return {
         "passed": result.passed,
+        "resumed": result.is_resumed,
         "verified_through": result.mark if result.passed else None,
         "rows_checked": result.rows_checked,
         "rows_read": result.rows_read,

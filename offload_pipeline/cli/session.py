@@ -20,25 +20,24 @@ class Session:
     output: Output
 
     def partitions(self, table: str | None, tenant: str | None) -> list["Partition"]:
-        """The partitions of one or all tables, of one or all tenants; none for a tenant that no row has.
+        """The partitions of one or all tables, of one or all tenants; none for a tenant with small rows alone.
 
         A tenant counts only as the database writes it: another spelling of the same value (`007` for an
-        integer) would name other object keys for the same rows.
+        integer) would name other object keys for the same rows. UserError for one that nothing is known of.
         """
+        from offload_pipeline.offload.unknown_tenant import refuse_unknown_tenant
+
         with self.pipeline.connect() as connection:
             found = self.pipeline.partitions(connection, table, None)
-        return [partition for partition in found if tenant in (None, partition.tenant)]
+            wanted = [partition for partition in found if tenant in (None, partition.tenant)]
+            if tenant is not None and not wanted:
+                tables = self.pipeline.tables(connection, table)
+                refuse_unknown_tenant(connection, tables, tenant, {partition.tenant for partition in found})
+        return wanted
 
-    def pending_rows(self, partition: "Partition") -> int | None:
+    def rows_ahead(self, partition: "Partition", *, unseen: bool = False, resume: bool = True) -> int | None:
         """How much a progress bar has ahead of it; None where nobody would see one."""
-        return self.pending(partition)[0] if shows_progress() else None
-
-    def pending(self, partition: "Partition") -> tuple[int, int]:
-        """Rows and payload bytes that wait in this partition."""
-        with self.pipeline.connect() as connection:
-            waiting = self.pipeline.pending(connection, partition.table)
-        mine = [one for one in waiting if one.tenant == partition.tenant]
-        return sum(one.rows for one in mine), sum(one.payload_bytes for one in mine)
+        return self.pipeline.rows_ahead(partition, unseen=unseen, resume=resume) if shows_progress() else None
 
 
 def open_session(*, as_json: bool) -> Session:

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from offload_pipeline.cli.exit_codes import DONE, UNSOUND
+from offload_pipeline.cli.output import Watch
 from offload_pipeline.cli.session import Session
 from offload_pipeline.errors import PermanentError, StoreDeniedError, TransientError
 
 if TYPE_CHECKING:
     from offload_pipeline.offload.claims import Partition
-    from offload_pipeline.offload.copier import Progress
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Outcome:
     """What became of one partition. `ends_the_run`: the store is down, and would be for the others too."""
 
     is_sound: bool
-    line: str
+    line: str = ""
     details: list[str] = field(default_factory=list)
     document: dict[str, Any] = field(default_factory=dict)
     ends_the_run: bool = False
@@ -27,19 +27,20 @@ class Outcome:
 def work_through(
     session: Session,
     partitions: Sequence["Partition"],
-    work: Callable[["Partition", "Progress"], Outcome],
+    work: Callable[["Partition", Watch], Outcome],
     *,
     total_rows: Callable[["Partition"], int | None] = lambda _partition: None,
+    afterwards: Callable[[], Outcome] | None = None,
 ) -> int:
-    """Works on every partition, says what became of each, and returns the exit code.
+    """Works on every partition, says what became of each, and of what was done `afterwards`; returns the exit code.
 
     A partition that fails does not keep the others waiting; a store that refuses, or is down, ends the run.
     """
     documents: list[dict[str, Any]] = []
     is_sound = True
     for partition in partitions:
-        with session.output.progress(str(partition), total_rows(partition)) as progress:
-            outcome = _outcome(partition, work, progress)
+        with session.output.progress(str(partition), total_rows(partition)) as watch:
+            outcome = _outcome(partition, work, watch)
         _say(session, partition, outcome)
         named = {"table": partition.table.name, "tenant": partition.tenant, "sound": outcome.is_sound}
         documents.append(named | outcome.document)
@@ -50,15 +51,18 @@ def work_through(
         session.output.line("nothing to do")
     elif left := len(partitions) - len(documents):
         session.output.complain(f"stopped; partitions not tried: {left}")
-    session.output.document({"run_id": session.run_id, "sound": is_sound, "partitions": documents})
+    last = afterwards() if afterwards else Outcome(is_sound=True)
+    for line in last.details:
+        session.output.line(line)
+    is_sound = is_sound and last.is_sound
+    document = {"run_id": session.run_id, "sound": is_sound, "partitions": documents}
+    session.output.document(document | last.document)
     return DONE if is_sound else UNSOUND
 
 
-def _outcome(
-    partition: "Partition", work: Callable[["Partition", "Progress"], Outcome], progress: "Progress"
-) -> Outcome:
+def _outcome(partition: "Partition", work: Callable[["Partition", Watch], Outcome], watch: Watch) -> Outcome:
     try:
-        return work(partition, progress)
+        return work(partition, watch)
     except StoreDeniedError:
         raise
     except (TransientError, PermanentError) as error:

@@ -102,6 +102,12 @@ def transaction(connection: Connection) -> Iterator[Connection]:
         yield connection
 
 
+def bound_statements(connection: Connection, limit: timedelta) -> None:
+    """In the caller's transaction, what takes longer from here on raises QueryCanceled."""
+    milliseconds = str(limit // timedelta(milliseconds=1))
+    connection.execute("SELECT set_config('statement_timeout', %s, true)", [milliseconds])
+
+
 def is_about_the_rows(error: psycopg.Error, connection: Connection) -> bool:
     """Whether a statement failed because of the rows in it, and not because of the server or the connection."""
     return not connection.closed and not isinstance(error, _NOT_ABOUT_ROWS)

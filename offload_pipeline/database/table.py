@@ -14,6 +14,8 @@ from offload_pipeline.database.statements import statement
 from offload_pipeline.errors import UserError
 
 PAYLOAD_TYPES = ("jsonb", "json", "text")
+# Of the four triggers the one without which an edit of a payload in storage would be lost.
+GUARD_TRIGGER = "zz_payload_offload_update"
 
 Key = tuple[str, ...]
 """A primary key as PostgreSQL's own text forms, one per column."""
@@ -36,6 +38,7 @@ class Table:
     schema: str
     columns: dict[str, Column]
     kind: str
+    is_guarded: bool
 
     @property
     def name(self) -> str:
@@ -59,13 +62,24 @@ class Table:
 
     @property
     def is_installed(self) -> bool:
-        """Whether the five pointer columns exist."""
+        """Whether the five pointer columns exist: rows may name objects."""
         return all(name in self.columns for name in self.config.columns.model_dump().values())
+
+    @property
+    def is_active(self) -> bool:
+        """Whether payloads may move: the trigger that watches over freed ones is there as well."""
+        return self.is_installed and self.is_guarded
 
     def require_installed(self) -> "Table":
         """The table itself, or the mend."""
         if not self.is_installed:
             raise UserError(f"{self.name}: pointer columns are missing; run: offload install --table {self.name}")
+        return self
+
+    def require_active(self) -> "Table":
+        """The table itself, or the mend."""
+        if not self.require_installed().is_guarded:
+            raise UserError(f"{self.name}: the size trigger is missing; run: offload install --table {self.name}")
         return self
 
     def key_in(self, row: Sequence[Any]) -> Key:
@@ -91,6 +105,19 @@ class Table:
             )
         return parts
 
+    def key_of(self, given: object) -> Key:
+        """The key that an application gives: text as `parse_key` takes it, one value, or a tuple of values.
+
+        UserError where the number of columns does not fit, or a part is NULL.
+        """
+        if isinstance(given, str):
+            return self.parse_key(given)
+        parts = given if isinstance(given, tuple | list) else (given,)
+        if len(parts) != len(self.key_columns) or None in parts:
+            names = ", ".join(column.name for column in self.key_columns)
+            raise UserError(f"{self.name}: {given!r} is no key; give a value for each of {names}")
+        return tuple(map(str, parts))
+
     def key_parameters(self, keys: Sequence[Key]) -> dict[str, list[str]]:
         """The bound arrays of `{key_arrays}`."""
         return {name: [key[index] for key in keys] for index, name in enumerate(self._key_names)}
@@ -114,10 +141,11 @@ class Table:
         ]  # fmt: skip
         return sql.SQL(separator).join(pieces)
 
-    def _key_text_expression(self) -> sql.Composed:
+    def key_text_expression(self, percent: str = "%%") -> sql.Composed:
+        """`key_text` in SQL, the same to the byte; `percent` is a bare % in a statement that takes no values."""
         if len(self.key_columns) == 1:
             return self._each_key("t.{column}::text", "")
-        escaped = "replace(replace(t.{column}::text, '%%', '%%25'), ',', '%%2C')"
+        escaped = "replace(replace(t.{column}::text, '%', '%25'), ',', '%2C')".replace("%", percent)
         return sql.SQL("concat_ws(',', {})").format(self._each_key(escaped, ", "))
 
     def after(self, cursor: Key | None) -> sql.Composable:
@@ -157,6 +185,7 @@ class Table:
             "is_due": self._is_not_waiting("copy", same_version),
             "is_not_waiting": self._is_not_waiting("copy", any_version),
             "is_due_for_release": self._is_not_waiting("release", same_version),
+            "is_due_for_expiry": self._is_not_waiting("expire", same_version),
         }
 
     def _is_not_waiting(self, stage: str, is_same_version: sql.SQL) -> sql.Composable:
@@ -188,15 +217,20 @@ class Table:
             "object_key": sql.Identifier(pointer.object_key),
             "hash": sql.Identifier(pointer.hash),
             "stored_at": sql.Identifier(pointer.stored_at),
+            "stored_at_of_copy": _representable(sql.Identifier("t", pointer.stored_at)),
             "keys": self._each_key("t.{column}", ", "),
             "keys_as_text": self._each_key("t.{column}::text AS {k}", ", "),
-            "key_text": self._key_text_expression(),
+            "key_text": self.key_text_expression(),
             "key_names": self._each_key("p.{k}", ", "),
             "key_names_bare": self._each_key("{k}", ", "),
             "key_arrays": self._each_key("{bound}::text[]", ", "),
             "keys_match": self._each_key("t.{column} = k.{k}::{type}", " AND "),
             "keys_match_stored": self._each_key("t.{column} = stored.{k}::{type}", " AND "),
             "keys_match_named": self._each_key("t.{column} = named.{k}::{type}", " AND "),
+            "given_keys": self._each_key("{bound}::text::{type}::text AS {k}", ", "),
+            "given_tenant": sql.SQL("{}::text::{}::text").format(
+                sql.Placeholder("tenant"), sql.SQL(self.columns[tenant].type if tenant else "text")
+            ),
             "is_tenant": self._is_tenant("t"),
             "is_tenant_e": self._is_tenant("e"),
             "tenant_column": sql.Identifier(tenant) if tenant else sql.SQL("NULL"),
@@ -207,6 +241,11 @@ class Table:
         }  # fmt: skip
 
 
+def _representable(timestamp: sql.Composable) -> sql.Composable:
+    """NULL for what an edit by hand can write and Python's datetime cannot hold."""
+    return sql.SQL("CASE WHEN {0} BETWEEN '0001-01-02 UTC' AND '9998-12-31 UTC' THEN {0} END").format(timestamp)
+
+
 def bookkeeping_names(schema: str) -> dict[str, sql.Composable]:
     """The bookkeeping tables, in the configured schema."""
     return {
@@ -214,6 +253,7 @@ def bookkeeping_names(schema: str) -> dict[str, sql.Composable]:
         "failures": sql.Identifier(schema, "payload_offload_failures"),
         "log": sql.Identifier(schema, "payload_offload_log"),
         "expired": sql.Identifier(schema, "payload_offload_expired"),
+        "deleted": sql.Identifier(schema, "payload_offload_deleted"),
         "archival_log": sql.Identifier(schema, "archival_log"),
     }
 
@@ -241,7 +281,8 @@ def inspect_table(connection: Connection, config: TableConfig, schema: str) -> T
     if columns[config.payload].type not in PAYLOAD_TYPES:
         raise UserError(f"{config.name}: payload {config.payload} is {columns[config.payload].type}; "
                         "only jsonb, json and text columns can be offloaded")  # fmt: skip
-    return Table(config, schema, columns, kind)
+    triggers = connection.execute(statement("install/catalog", "trigger_names"), {"relation": oid}).fetchall()
+    return Table(config, schema, columns, kind, is_guarded=(GUARD_TRIGGER,) in triggers)
 
 
 def _where(connection: Connection) -> str:

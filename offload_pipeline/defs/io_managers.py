@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext, ResourceDependency
 
 from offload_pipeline.defs.metadata import copy_metadata
-from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
+from offload_pipeline.defs.resources import PipelineResource, log_pauses, no_retry_of_permanent_errors
 from offload_pipeline.errors import TransientError
 from offload_pipeline.offload.claims import Batches
 from offload_pipeline.offload.copier import CopyOptions, copy_all
-from offload_pipeline.offload.reader import StoredPayloads
+from offload_pipeline.offload.stored import StoredPayloads
 
 
 class GzippedPayloadIOManager(ConfigurableIOManager):
@@ -24,7 +24,8 @@ class GzippedPayloadIOManager(ConfigurableIOManager):
         with no_retry_of_permanent_errors():
             if obj:
                 pipeline.store.check()
-            result = copy_all(obj, pipeline.store, options, context.run_id)
+            pressure = pipeline.pressure(obj[0].partition.table, log_pauses(context.log)) if obj else None
+            result = copy_all(obj, pipeline.store, options, context.run_id, pressure=pressure)
         context.add_output_metadata(copy_metadata(result))
         if result.stopped_by:
             may_pass = isinstance(result.stopped_by, TransientError)

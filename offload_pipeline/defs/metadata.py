@@ -3,14 +3,19 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from dagster import MetadataValue
 from dagster._core.definitions.metadata import RawMetadataValue  # the type that Dagster's own signatures use
 
+from offload_pipeline.offload.ahead import DryRun
 from offload_pipeline.offload.copier import CopyResult
 from offload_pipeline.offload.queue import PendingTenant
 from offload_pipeline.offload.release import ReleaseResult
 from offload_pipeline.verification.verifier import VerificationResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Metadata = Mapping[str, RawMetadataValue]
 
@@ -40,6 +45,20 @@ def copy_metadata(result: CopyResult) -> Metadata:
         "megabytes_per_second": round(result.megabytes_per_second, 1),
     }
     return metadata | ({"payload_sizes": size_histogram(result.payload_sizes)} if result.payload_sizes else {})
+
+
+def dry_run_metadata(found: DryRun) -> Metadata:
+    """What a dry run saw."""
+    ratio = found.payload_bytes / found.object_bytes if found.object_bytes else 0.0
+    return {
+        "dry_run": True,
+        "rows": found.rows,
+        "payload_bytes": found.payload_bytes,
+        "forecast_object_bytes": found.object_bytes,
+        "compression_ratio": round(ratio, 2),
+        "rows_sampled": found.rows_sampled,
+        "rows_too_large": found.rows_too_large,
+    }
 
 
 def verification_metadata(results: Sequence[VerificationResult]) -> Metadata:
@@ -79,6 +98,11 @@ def size_histogram(sizes: Sequence[int]) -> MetadataValue:
     axes.set_xscale("log")
     axes.set_xlabel("payload, kB")
     axes.set_ylabel("rows")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return MetadataValue.md(f"![payload sizes](data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()})")
+    return picture(figure, "payload sizes")
+
+
+def picture(figure: "Figure", title: str) -> MetadataValue:
+    """The figure as a PNG that the UI shows in place."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(png.getvalue()).decode()})")

@@ -4,10 +4,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dagster import ConfigurableResource, Failure, InitResourceContext
+from dagster import ConfigurableResource, DagsterLogManager, Failure, InitResourceContext
 from pydantic import PrivateAttr
 
 from offload_pipeline.config import load_config
+from offload_pipeline.database.back_pressure import Announce
 from offload_pipeline.defs.partition_keys import split_key
 from offload_pipeline.errors import PermanentError, TransientError, UserError
 from offload_pipeline.offload.claims import Partition
@@ -24,6 +25,11 @@ def no_retry_of_permanent_errors() -> Iterator[None]:
         if isinstance(error, TransientError):
             raise
         raise Failure(description=str(error), allow_retries=False) from error
+
+
+def log_pauses(log: DagsterLogManager) -> Announce:
+    """Says in the run's log why nothing moves, once for each pause."""
+    return lambda reason: log.info(f"paused: {reason}" if reason else "goes on")
 
 
 class PipelineResource(ConfigurableResource["PipelineResource"]):
@@ -53,9 +59,10 @@ class PipelineResource(ConfigurableResource["PipelineResource"]):
 
     def pending(self, partition_key: str) -> list[PendingTenant]:
         """What waits in a Dagster partition."""
-        table_name, _ = split_key(partition_key)
-        tenants = {partition.tenant for partition in self.partitions(partition_key)}
+        partitions = self.partitions(partition_key)
         with no_retry_of_permanent_errors(), self._pipeline.connect() as connection:
-            table = self._pipeline.table(connection, table_name)
-            found = self._pipeline.pending(connection, table)
-        return [pending for pending in found if pending.tenant in tenants]
+            return [
+                pending
+                for partition in partitions
+                for pending in self._pipeline.pending(connection, partition.table, partition.tenant)
+            ]

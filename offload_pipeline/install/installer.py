@@ -5,27 +5,33 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from psycopg import Connection, sql
+from psycopg import Connection, errors, sql
 
 from offload_pipeline.config import IDENTIFIER_BYTES
 from offload_pipeline.database.ddl import run_concurrently, run_under_short_locks
 from offload_pipeline.database.statements import statement
-from offload_pipeline.database.table import Table, bookkeeping_names
+from offload_pipeline.database.table import GUARD_TRIGGER, Table, bookkeeping_names
 from offload_pipeline.errors import UserError
 from offload_pipeline.install.preflight import check_database, check_table
 
 # A text is at most 6 times its uncompressed jsonb (control characters become \u00xx); json and text are their own text.
 TEXT_PER_STORED_BYTE = {"jsonb": 6, "json": 1, "text": 1}
+# A key and its URL, the longest that stores take, three times over.
+LARGEST_REFERENCE_BYTES = 8192
 POINTER_DDL = {"status": "text", "size": "bigint", "object_key": "text", "hash": "text", "stored_at": "timestamptz"}
 # Fires after the application's own BEFORE triggers, which run in the order of their names.
 TRIGGER_NAMES = (
     "zz_payload_offload_insert",
-    "zz_payload_offload_update",
+    GUARD_TRIGGER,
     "zz_payload_offload_move",
     "zz_payload_offload_whole",
 )
+# What each of the queue's indexes is for, by the ending of its name.
+INDEX_TITLES = ("unseen", "pending", "copied", "stored")
 # `get_activity_payload(id)` beside `get_activities_payload(id)`: a name existing applications call.
 FUNCTION_ALIASES = {"activities": "activity"}
+# Its functions have the plain name as well, whatever other tables there are.
+PLAIN_NAMES_FOR = "activities"
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,13 @@ def run(connection: Connection, step: Step) -> None:
         run_under_short_locks(connection, step.statements)
 
 
-def plan_all(connection: Connection, tables: Sequence[Table], schema: str, store_url: str) -> list[Step]:
-    """Every step that is still lacking; all tables are examined before the first step runs."""
+def plan_all(
+    connection: Connection, tables: Sequence[Table], schema: str, store_url: str, *, is_only: bool = False
+) -> list[Step]:
+    """Every step that is still lacking; all tables are examined before the first step runs. `is_only`: see below."""
     steps = list(plan_bookkeeping(connection, schema))
     for table in tables:
-        steps += plan_table(connection, table, store_url)
+        steps += plan_table(connection, table, store_url, is_only=is_only)
     return steps
 
 
@@ -77,13 +85,16 @@ def plan_bookkeeping(connection: Connection, schema: str) -> Iterator[Step]:
         yield Step("bookkeeping", (script,))
 
 
-def plan_table(connection: Connection, table: Table, store_url: str) -> Iterator[Step]:
-    """The steps that this table still lacks. Raises UserError for what cannot be installed."""
+def plan_table(connection: Connection, table: Table, store_url: str, *, is_only: bool = False) -> Iterator[Step]:
+    """The steps that this table still lacks. Raises UserError for what cannot be installed.
+
+    `is_only`: it is the only configured table, and so has the plain `move_payload_to_storage` too.
+    """
     check_table(connection, table)
     names = _install_names(table, store_url)
     if statements := [*_columns(connection, table, names), *_triggers(connection, table, names)]:
         yield Step(f"{table.name}: pointer columns and size trigger", tuple(statements))
-    if statements := _functions(connection, table, names):
+    if statements := _functions(connection, table, names, is_only=is_only):
         yield Step(f"{table.name}: functions", tuple(statements))
     yield from _indexes(connection, table, names)
 
@@ -97,7 +108,7 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
         "threshold": sql.Literal(config.threshold_bytes),
         "leaves_reference": sql.SQL("TRUE" if config.after_copy == "reference" else "FALSE"),
         "hint": sql.Literal(
-            f"To restore it, write the whole payload, which `offload get {config.name} KEY` prints; "
+            f"Restore it first: offload restore --table {config.name} --primary-key KEY; or write the whole payload; "
             f"or drop it: set {config.payload} and {config.columns.object_key} to NULL."
         ),
         "is_small": sql.SQL("NEW.{payload} IS NULL").format(payload=sql.Identifier(config.payload))
@@ -109,9 +120,18 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
         "is_moved": sql.SQL("({}) IS DISTINCT FROM ({})").format(
             *(sql.SQL(", ").join(sql.Identifier(version, name) for name in place) for version in ("new", "old"))
         ),
-        "function": sql.Identifier(table.schema, _bounded(_folded(table), "_payload_offload")),
-        "pointer_function": sql.Identifier(table.schema, _bounded(_folded(table), "_payload_offload_pointer")),
+        "function": sql.Identifier(table.schema, trigger_functions(table)[0]),
+        "pointer_function": sql.Identifier(table.schema, trigger_functions(table)[1]),
+        "is_reference": _is_reference(table),
         "store_url": sql.Literal(store_url.rstrip("/") + "/"),
+        "configured_store": sql.Literal(store_url),
+        "table_name": sql.Literal(table.name),
+        "lock_space": sql.Literal(table.lock_space),
+        "plain_key_text": table.key_text_expression("%"),
+        "most_bytes": sql.SQL("NULL::bigint")
+        if config.max_object_bytes is None
+        else sql.Literal(config.max_object_bytes),
+        "path_argument": sql.SQL(f"${len(table.key_columns) + 1}"),
         "arguments": sql.SQL(", ").join(sql.SQL(column.type) for column in table.key_columns),
         "argument_match": sql.SQL(" AND ").join(
             sql.SQL("t.{} = {}").format(sql.Identifier(column.name), sql.SQL(f"${index}"))
@@ -119,6 +139,21 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
         ),
     }
     return names | {"reference": statement("install/table", "reference", names)}
+
+
+def _is_reference(table: Table) -> sql.Composable:
+    """Whether a payload on its way in is what release leaves behind; cheap, since every small row is asked."""
+    payload = sql.Identifier(table.config.payload)
+    if table.config.after_copy != "reference":
+        return sql.SQL("FALSE")
+    if table.payload_type == "jsonb":
+        return sql.SQL(
+            "(NEW.{0}->>'payload_type' = 'storage_ref' AND NEW.{0}->>'storage_path' IS NOT NULL)"
+        ).format(payload)  # fmt: skip
+    return sql.SQL(
+        "(pg_column_size(NEW.{0}) <= {1} AND strpos(NEW.{0}::text, '\"storage_ref\"') > 0 "
+        "AND strpos(NEW.{0}::text, '\"storage_path\"') > 0)"
+    ).format(payload, sql.Literal(LARGEST_REFERENCE_BYTES))
 
 
 def _columns(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composed]:
@@ -153,21 +188,32 @@ def _triggers(connection: Connection, table: Table, names: dict[str, sql.Composa
         yield from (*functions, *stale)
 
 
-def _functions(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> list[sql.Composed]:
+def _functions(
+    connection: Connection, table: Table, names: dict[str, sql.Composable], *, is_only: bool
+) -> list[sql.Composed]:
     statements: list[sql.Composed] = []
-    for title in filter(None, (_folded(table), FUNCTION_ALIASES.get(_folded(table)))):
-        name = _bounded(f"get_{title}", "_payload")
-        function = names | {"get_payload": sql.Identifier(table.schema, name)}
-        create = statement("install/table", "get_payload", function)
+    for kind, name, arguments in _function_names(table, is_only=is_only):
+        function = names | {"called": sql.Identifier(table.schema, name)}
+        create = statement("install/table", kind, function)
         wanted = _fingerprint([create], connection)
         found = connection.execute(
             statement("install/catalog", "function_description"), {"schema": table.schema, "name": name}
-        ).fetchone()
-        if found is None or found[0] != wanted:
-            signature = sql.SQL("{}({})").format(function["get_payload"], names["arguments"])
-            comment = {"get_payload": signature, "fingerprint": sql.Literal(wanted)}
+        ).fetchall()
+        if (wanted,) not in found:
+            signature = sql.SQL(f"{{}}({{}}{arguments})").format(function["called"], names["arguments"])
+            comment = {"called": signature, "fingerprint": sql.Literal(wanted)}
             statements += [create, statement("install/table", "comment_on_function", comment)]
     return statements
+
+
+def _function_names(table: Table, *, is_only: bool) -> Iterator[tuple[str, str, str]]:
+    """Statement, name, and what follows the primary key in its arguments."""
+    title = _folded(table)
+    for one in filter(None, (title, FUNCTION_ALIASES.get(title))):
+        yield "get_payload", _bounded(f"get_{one}", "_payload"), ""
+    yield "move_to_storage", _bounded(f"move_{title}", "_payload_to_storage"), ", text"
+    if is_only or title == PLAIN_NAMES_FOR:
+        yield "move_to_storage", "move_payload_to_storage", ", text"
 
 
 def _indexes(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[Step]:
@@ -183,7 +229,7 @@ def _indexes(connection: Connection, table: Table, names: dict[str, sql.Composab
     for title, status, columns, included in wanted:
         columns = list(dict.fromkeys(columns))
         extra = [name for name in included if name and name not in columns]
-        name = _bounded(config.schema_and_name[1], f"_offload_{title}")
+        name = index_name(table, title)
         found = connection.execute(statement("install/catalog", "index_state"), _of(table, connection, name)).fetchone()
         if found and found[0]:
             continue
@@ -211,6 +257,27 @@ def _of(table: Table, connection: Connection, name: str) -> dict[str, str]:
     return {"relation": table.names()["relation"].as_string(connection), "name": name}
 
 
+def trigger_functions(table: Table) -> tuple[str, str]:
+    """The names of the functions behind the triggers: of the payload, and of the pointer."""
+    return _bounded(_folded(table), "_payload_offload"), _bounded(_folded(table), "_payload_offload_pointer")
+
+
+def called_functions(table: Table, *, is_only: bool) -> list[str]:
+    """The names of the functions that applications call."""
+    return [name for _, name, _ in _function_names(table, is_only=is_only)]
+
+
+def index_name(table: Table, title: str) -> str:
+    """The name of one of `INDEX_TITLES`."""
+    return _bounded(table.config.schema_and_name[1], f"_offload_{title}")
+
+
+def plan_stored_index(connection: Connection, table: Table) -> list[Step]:
+    """The index of the rows in storage, where it does not stand: it makes looking for one an instant."""
+    steps = _indexes(connection, table, table.names())
+    return [step for step in steps if step.title.endswith("in_storage rows")]
+
+
 def _folded(table: Table) -> str:
     return re.sub(r"[.-]", "_", table.name.lower())
 
@@ -228,12 +295,18 @@ def _fingerprint(statements: list[sql.Composed], connection: Connection) -> str:
     return f"offload_pipeline {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-# One at a time: two installs would build the same index twice.
-_INSTALL_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('offload_pipeline install', 0))"
+# One at a time: two installs would build the same index twice. The server may still be busy ending a command before.
+_INSTALL_LOCK = "SELECT pg_advisory_lock(hashtextextended('offload_pipeline install', 0))"
+_INSTALL_LOCK_WAIT = "SET LOCAL lock_timeout = '1s'"
 
 
 def take_install_lock(connection: Connection) -> None:
     """Held until the connection closes. UserError where another install runs."""
-    found = connection.execute(_INSTALL_LOCK).fetchone()
-    if not (found and found[0]):
-        raise UserError("another `offload install` is running on this database; wait for it to end")
+    try:
+        with connection.transaction():
+            connection.execute(_INSTALL_LOCK_WAIT)
+            connection.execute(_INSTALL_LOCK)
+    except errors.LockNotAvailable:
+        raise UserError(
+            "another `offload install` is running on this database, or an uninstall; wait for it to end"
+        ) from None

@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import Connection
@@ -48,11 +48,15 @@ class ClaimedRow:
 
 @dataclass(frozen=True)
 class Batch:
-    """Claimed rows, those that could not even be read (key, xmin, why), and claimed keys to be read afterwards."""
+    """Claimed rows, those that could not even be read (key, xmin, why), and claimed keys to be read afterwards.
+
+    `rows_passed` counts what the queue or scan went through for it, small rows and those of other workers included.
+    """
 
     rows: list[ClaimedRow]
     unreadable: list[tuple[Key, str | None, Exception]]
     rest: list[list[Key]] = field(default_factory=list)
+    rows_passed: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,10 +150,14 @@ class PendingBatches(Batches):
     def claim(self, connection: Connection) -> Batch | None:
         """As `Batches.claim`."""
         with self._turn:
-            keys = self._next_page(connection)
-        return None if keys is None else self.read(connection, keys)
+            page = self._next_page(connection)
+        if page is None:
+            return None
+        keys, rows_passed = page
+        return replace(self.read(connection, keys), rows_passed=rows_passed)
 
-    def _next_page(self, connection: Connection) -> list[Key] | None:
+    def _next_page(self, connection: Connection) -> tuple[list[Key], int] | None:
+        """The claimed keys of a page, and how many rows it went through."""
         if self._ended:
             return None
         table = self.partition.table
@@ -160,4 +168,4 @@ class PendingBatches(Batches):
             self._ended = True
             return None
         self._cursor = table.key_in(page[-1])
-        return [table.key_in(row) for row in page if row[-1]]
+        return [table.key_in(row) for row in page if row[-1]], len(page)

@@ -4,13 +4,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import Connection
 
 from offload_pipeline.config import OffloadConfig
+from offload_pipeline.database.back_pressure import BackPressure
 from offload_pipeline.database.connection import is_about_the_rows, server_message, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
@@ -24,8 +25,9 @@ from offload_pipeline.errors import (
     TransientError,
 )
 from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Partition, require_same_store
-from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
-from offload_pipeline.offload.packing import Compression, pack
+from offload_pipeline.offload.failures import Failure, Stage, record_failures, resolve_failures
+from offload_pipeline.offload.packing import Compression, holds, pack
+from offload_pipeline.offload.workers import run_workers
 from offload_pipeline.storage.keys import object_key
 from offload_pipeline.storage.object_store import ObjectStore
 
@@ -33,9 +35,11 @@ from offload_pipeline.storage.object_store import ObjectStore
 STORE_DOWN_AFTER_FAILURES = 32
 # Enough for a histogram of payload sizes, whatever the number of rows.
 SIZE_SAMPLE_ROWS = 10_000
+# A payload that the writer could not store has come the other way.
+_SETTLED_STAGES: tuple[Stage, ...] = ("copy", "write")
 
 Progress = Callable[[int, int], None]
-"""Called after each batch with its rows and payload bytes."""
+"""Called after each batch or page, from any thread, with the rows it went through and the payload bytes it moved."""
 
 
 def no_progress(_rows: int, _payload_bytes: int) -> None:
@@ -99,37 +103,30 @@ class CopyResult:
 
 
 def copy_all(
-    sources: Iterable[Batches], store: ObjectStore, options: CopyOptions, run_id: str, progress: Progress = no_progress
-) -> CopyResult:
+    sources: Iterable[Batches], store: ObjectStore, options: CopyOptions, run_id: str,
+    progress: Progress = no_progress, pressure: BackPressure | None = None,
+) -> CopyResult:  # fmt: skip
     """Copies one source of batches after another, until the store as a whole fails."""
     copied = CopyResult()
     for batches in sources:
         if not copied.stopped_by:
-            copied += copy_batches(batches, store, options, run_id, progress)
+            copied += copy_batches(batches, store, options, run_id, progress, pressure)
     return copied
 
 
 def copy_batches(
-    batches: Batches, store: ObjectStore, options: CopyOptions, run_id: str, progress: Progress = no_progress
-) -> CopyResult:
+    batches: Batches, store: ObjectStore, options: CopyOptions, run_id: str,
+    progress: Progress = no_progress, pressure: BackPressure | None = None,
+) -> CopyResult:  # fmt: skip
     """Takes claimed batches until there are no more, several in flight, each in a short transaction of its own.
 
-    Raises TransientError when the database goes away; what was recorded before stays recorded.
+    None is begun while there is `pressure`. Raises TransientError when the database goes away; what was recorded
+    before stays recorded.
     """
     started = time.monotonic()
     with ThreadPoolExecutor(options.store_threads, "store") as store_threads:
-        copier = _Copier(batches, store, options, run_id, progress, store_threads)
-        with ThreadPoolExecutor(options.batches_in_flight, "batch") as workers:
-            futures: list[Future[None]] = [workers.submit(copier.work) for _ in range(options.batches_in_flight)]
-            try:
-                for future in as_completed(futures):
-                    if future.exception():
-                        copier.stop()
-            finally:
-                # Interrupted, the batches in flight are finished and no others begun.
-                copier.stop()
-        for future in futures:
-            future.result()
+        copier = _Copier(batches, store, options, run_id, progress, pressure, store_threads)
+        run_workers(copier.work, copier.stop, options.batches_in_flight)
     copier.result.seconds = time.monotonic() - started
     return copier.result
 
@@ -148,30 +145,35 @@ class _Copier:
 
     def __init__(
         self, batches: Batches, store: ObjectStore, options: CopyOptions, run_id: str,
-        progress: Progress, store_threads: ThreadPoolExecutor,
+        progress: Progress, pressure: BackPressure | None, store_threads: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
         self._batches, self._store, self._options, self._run_id = batches, store, options, run_id
-        self._progress, self._store_threads = progress, store_threads
+        self._progress, self._pressure, self._store_threads = progress, pressure, store_threads
         self._partition = batches.partition
         self._lock = threading.Lock()
-        self._stopped = False
+        self._stopping = threading.Event()
         self._store_failures_in_a_row = 0
         self.result = CopyResult()
 
     def stop(self) -> None:
         """No further batch is begun."""
-        self._stopped = True
+        self._stopping.set()
 
     def work(self) -> None:
         """One worker: batch after batch on a connection of its own."""
         try:
             with contextlib.closing(self._batches.database.connect()) as connection:
-                while not self._stopped and self._copy_next(connection):
+                while self._may_go_on(connection) and self._copy_next(connection):
                     pass
         except psycopg.Error as error:
             raise TransientError(
                 f"{self._partition}: the database failed ({server_message(error)}); run it again"
             ) from error
+
+    def _may_go_on(self, connection: Connection) -> bool:
+        if self._pressure is not None:
+            self._pressure.wait(connection, self._stopping)
+        return not self._stopping.is_set()
 
     def _copy_next(self, connection: Connection) -> bool:
         with transaction(connection):
@@ -185,6 +187,7 @@ class _Copier:
             with transaction(connection):
                 record_failures(connection, self._partition, "copy", failures)
         self._count(outcome)
+        self._progress(batch.rows_passed, sum(item.payload_bytes for item in outcome.recorded))
         return True
 
     def _copy(self, connection: Connection, batch: Batch) -> _Outcome:
@@ -267,14 +270,16 @@ class _Copier:
             result.object_bytes += sum(item.object_bytes for item in recorded)
             room = SIZE_SAMPLE_ROWS - len(result.payload_sizes)
             result.payload_sizes.extend(item.payload_bytes for item in recorded[:room])
-            self._progress(len(recorded), payload_bytes)
 
 
-def store_payload(store: ObjectStore, partition: Partition, row: ClaimedRow, compression: Compression) -> StoredPayload:
+def store_payload(
+    store: ObjectStore, partition: Partition, row: ClaimedRow, compression: Compression, *, renews: bool = False
+) -> StoredPayload:
     """Stores one payload and reads it back. Raises an OffloadError; at worst an orphan object is left.
 
     A plain PUT, never create-only: the same bytes again do no harm and renew the object's age, on which garbage
-    collection relies.
+    collection relies. But what other rows may share, under a key without {primary_key}, is not put at risk where it
+    stands already; unless `renews`, for who has nothing but its age to keep garbage collection from it.
     """
     config = partition.table.config
     most = config.max_object_bytes
@@ -286,6 +291,9 @@ def store_payload(store: ObjectStore, partition: Partition, row: ClaimedRow, com
     key = object_key(
         config.key_template, tenant=partition.tenant, table=config.name, primary_key=row.key, sha256=packed.sha256
     )
+    stored = StoredPayload(row.key, row.xmin, key, packed.sha256, packed.payload_bytes, len(packed.data))
+    if not renews and "{primary_key}" not in config.key_template and _stands(store, key, packed.sha256):
+        return stored
     store.put(key, packed.data)
     try:
         intact = store.get(key) == packed.data
@@ -293,7 +301,14 @@ def store_payload(store: ObjectStore, partition: Partition, row: ClaimedRow, com
         raise ReadBackMismatchError(f"the store accepted {key} and then had no such object") from None
     if not intact:
         raise ReadBackMismatchError(f"the store gave back other bytes than were sent for {key}")
-    return StoredPayload(row.key, row.xmin, key, packed.sha256, packed.payload_bytes, len(packed.data))
+    return stored
+
+
+def _stands(store: ObjectStore, key: str, sha256: str) -> bool:
+    try:
+        return holds(store.get(key), sha256)
+    except ObjectMissingError:
+        return False
 
 
 def record_copied(
@@ -329,5 +344,6 @@ def record_copied(
         }  # fmt: skip
         connection.execute(statement("offload/record", "count_copied", table.names()), {**parameters, **counted})
         connection.execute(statement("offload/record", "log_action", table.names()), {**parameters, **counted})
-        resolve_failures(connection, partition, "copy", [item.key for item in recorded])
+        for stage in _SETTLED_STAGES:
+            resolve_failures(connection, partition, stage, [item.key for item in recorded])
     return recorded

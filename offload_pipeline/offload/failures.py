@@ -1,6 +1,6 @@
 """Failures per row: recorded, counted, waited out, resolved when the row succeeds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -10,8 +10,9 @@ from psycopg import Connection
 from offload_pipeline.database.connection import transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table, bookkeeping_names
-from offload_pipeline.errors import PermanentError, StoreUnavailableError
+from offload_pipeline.errors import PermanentError, StoreUnavailableError, UserError
 from offload_pipeline.offload.claims import Partition
+from offload_pipeline.offload.stored import PAGE_ROWS
 
 Stage = Literal["copy", "verify", "release", "restore", "write", "expire"]
 MESSAGE_CHARACTERS = 1000
@@ -70,6 +71,40 @@ def resolve_failures(connection: Connection, partition: Partition, stage: Stage,
         )
 
 
+def open_keys(connection: Connection, partition: Partition, stage: Stage) -> Iterator[list[Key]]:
+    """Pages of the partition's rows with an open failure at this stage; each is a transaction of its own."""
+    after: str | None = None
+    while True:
+        with transaction(connection):
+            rows = connection.execute(
+                statement("offload/failures", "open_keys", partition.table.names()),
+                {**partition.parameters(), "stage": stage, "after": after, "page_rows": PAGE_ROWS},
+            ).fetchall()
+        if not rows:
+            return
+        after = rows[-1][0]
+        keys = [_parsed(partition.table, text) for (text,) in rows]
+        yield [key for key in keys if key is not None]
+
+
+def retry_failed(connection: Connection, table: Table, tenant: str | None) -> int:
+    """Makes failed rows, of one tenant or of all, due at once, those given up included. Returns how many."""
+    with transaction(connection):
+        return connection.execute(
+            statement("offload/failures", "retry_failed", table.names()), {"table": table.name, "tenant": tenant}
+        ).rowcount
+
+
+def count_open(connection: Connection, table: Table, max_attempts: int) -> dict[str, tuple[int, int]]:
+    """By stage: open failures of the table, and how many of them were given up."""
+    with transaction(connection):
+        rows = connection.execute(
+            statement("offload/failures", "count_open", table.names()),
+            {"table": table.name, "max_attempts": max_attempts},
+        ).fetchall()
+    return {stage: (count, given_up) for stage, count, given_up in rows}
+
+
 def count_given_up(connection: Connection, table: Table, max_attempts: int) -> dict[str, int]:
     """Rows per tenant that were refused for good or tried too often."""
     with transaction(connection):
@@ -80,11 +115,21 @@ def count_given_up(connection: Connection, table: Table, max_attempts: int) -> d
     return dict(rows)
 
 
-def open_failures(connection: Connection, schema: str, max_attempts: int, limit: int = 100) -> list[OpenFailure]:
-    """The newest unresolved failures of all tables."""
+def open_failures(
+    connection: Connection, schema: str, max_attempts: int, limit: int = 100, tables: Sequence[str] | None = None
+) -> list[OpenFailure]:
+    """The newest unresolved failures, of these tables or of all."""
     with transaction(connection):
         rows = connection.execute(
             statement("offload/failures", "open_failures", bookkeeping_names(schema)),
-            {"max_attempts": max_attempts, "limit": limit},
+            {"max_attempts": max_attempts, "limit": limit, "tables": None if tables is None else list(tables)},
         ).fetchall()
     return [OpenFailure(*row) for row in rows]
+
+
+def _parsed(table: Table, primary_key: str) -> Key | None:
+    """None for a key from when the table had other key columns."""
+    try:
+        return table.parse_key(primary_key)
+    except UserError:
+        return None

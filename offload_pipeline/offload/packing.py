@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,3 +41,11 @@ def unpack(data: bytes) -> bytes:
     Raises OSError, EOFError or zlib.error for what is no whole gzip member.
     """
     return gzip.decompress(data)
+
+
+def holds(data: bytes, sha256: str) -> bool:
+    """Whether an object is the payload with this hash, however it was compressed."""
+    try:
+        return hashlib.sha256(unpack(data)).hexdigest() == sha256
+    except (OSError, EOFError, zlib.error):
+        return False

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from psycopg import Connection
+from psycopg import Connection, sql
 
 from offload_pipeline.database.connection import transaction
 from offload_pipeline.database.statements import statement
@@ -37,12 +37,16 @@ class PartitionState:
     verified_through: datetime | None
 
 
-def pending_by_tenant(connection: Connection, table: Table, max_attempts: int) -> list[PendingTenant]:
-    """The queue of one table, oldest first."""
+def pending_by_tenant(
+    connection: Connection, table: Table, max_attempts: int, tenant: str | None = None
+) -> list[PendingTenant]:
+    """The queue of one table, oldest first; with `tenant` only that one's, read without the others'."""
+    names = table.names()
+    names["is_chosen"] = sql.SQL("TRUE") if tenant is None else names["is_tenant"]
     with transaction(connection):
         rows = connection.execute(
-            statement("offload/queue", "pending_by_tenant", table.names()),
-            {"table": table.name, "max_attempts": max_attempts},
+            statement("offload/queue", "pending_by_tenant", names),
+            {"table": table.name, "max_attempts": max_attempts, "tenant": tenant},
         ).fetchall()
     found = [PendingTenant(tenant, count, size, _as_utc(oldest)) for tenant, count, size, oldest in rows]
     return sorted(found, key=lambda pending: (-pending.age_seconds(), -pending.rows))
@@ -58,6 +62,18 @@ def unreleased_by_tenant(connection: Connection, table: Table, max_attempts: int
             {"table": table.name, "max_attempts": max_attempts, "release_delay": table.config.release_delay},
         ).fetchall()
     return [PendingTenant(*row) for row in rows]
+
+
+def tenants_having(connection: Connection, table: Table, status: str | None) -> list[str]:
+    """The tenants with rows of this status (None: older than the trigger); none for one constant tenant."""
+    if table.config.tenant.column is None:
+        return []
+    has_status = sql.SQL("IS NULL") if status is None else sql.SQL("= {}").format(sql.Literal(status))
+    with transaction(connection):
+        rows = connection.execute(
+            statement("offload/queue", "tenants_having", table.names() | {"has_status": has_status})
+        )
+        return [tenant for (tenant,) in rows]
 
 
 def known_tenants(connection: Connection, table: Table) -> list[str]:

@@ -7,9 +7,10 @@ from datetime import datetime
 import psycopg
 from psycopg import Connection, sql
 
+from offload_pipeline.database.back_pressure import BackPressure
 from offload_pipeline.database.connection import Database, is_about_the_rows, server_message, transaction
 from offload_pipeline.database.statements import statement
-from offload_pipeline.database.table import Key, Table
+from offload_pipeline.database.table import GUARD_TRIGGER, Key, Table
 from offload_pipeline.errors import ObjectDamagedError, ReleaseUndoneError, TransientError
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.copier import Progress, no_progress
@@ -50,18 +51,20 @@ class ReleaseOptions:
 
 
 def release_partition(
-    database: Database, partition: Partition, options: ReleaseOptions, run_id: str, progress: Progress = no_progress
-) -> ReleaseResult:
+    database: Database, partition: Partition, options: ReleaseOptions, run_id: str,
+    progress: Progress = no_progress, pressure: BackPressure | None = None,
+) -> ReleaseResult:  # fmt: skip
     """Frees what `verified_through` covers; nothing for a table with `after_copy: keep`.
 
-    Raises TransientError when the database fails; every page already committed stays freed and was sound.
+    No page is begun while there is `pressure`. Raises TransientError when the database fails; every page already
+    committed stays freed and was sound.
     """
     result = ReleaseResult()
     if partition.table.config.after_copy == "keep":
         return result
     try:
         with contextlib.closing(database.connect()) as connection:
-            _Releaser(connection, partition, options, run_id, progress, result).work()
+            _Releaser(connection, partition, options, run_id, progress, pressure, result).work()
     except psycopg.Error as error:
         raise TransientError(f"{partition}: the database failed ({server_message(error)}); run it again") from error
     return result
@@ -70,16 +73,18 @@ def release_partition(
 class _Releaser:
     def __init__(
         self, connection: Connection, partition: Partition, options: ReleaseOptions, run_id: str,
-        progress: Progress, result: ReleaseResult,
+        progress: Progress, pressure: BackPressure | None, result: ReleaseResult,
     ) -> None:  # fmt: skip
         self._connection, self._partition, self._run_id = connection, partition, run_id
-        self._progress, self._result = progress, result
+        self._progress, self._pressure, self._result = progress, pressure, result
         self._options = options
         self._placeholder = placeholder(partition.table, options.store_url)
 
     def work(self) -> None:
         cursor: tuple[datetime, Key] | None = None
         while True:
+            if self._pressure is not None:
+                self._pressure.wait(self._connection)
             try:
                 page = self._release_page(cursor, PAGE_ROWS)
                 cursor = page.last if page else None
@@ -138,7 +143,8 @@ class _Releaser:
 
     def _names(self, cursor: tuple[datetime, Key] | None) -> dict[str, sql.Composable]:
         table = self._partition.table
-        return table.names(cursor[1] if cursor else None) | {"is_chosen": table.is_key(self._options.key)}
+        names = table.names(cursor[1] if cursor else None)
+        return names | {"is_chosen": table.is_key(self._options.key), "is_watched": _is_watched(table)}
 
     def _parameters(self, cursor: tuple[datetime, Key] | None, page_rows: int) -> dict[str, object]:
         table = self._partition.table
@@ -202,6 +208,13 @@ class _Releaser:
             failures = [Failure(table.key_in(row), row[-1], error) for row in rows]
             record_failures(self._connection, self._partition, "release", failures)
         self._result.rows_failed += len(rows)
+
+
+def _is_watched(table: Table) -> sql.Composable:
+    relation = sql.Literal(table.names()["relation"].as_string(None))
+    return statement(
+        "offload/release", "is_watched", {"relation_name": relation, "guard_trigger": sql.Literal(GUARD_TRIGGER)}
+    )
 
 
 def placeholder(table: Table, store_url: str) -> sql.Composable:

@@ -1,14 +1,20 @@
 """A row's pointer and the object it names: reading the payload back, never unchecked."""
 
+import contextlib
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from psycopg import Connection
+
+from offload_pipeline.database.connection import Database, transaction
+from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
 from offload_pipeline.errors import ObjectDamagedError
+from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.packing import unpack
 from offload_pipeline.storage.object_store import ObjectStore
 
@@ -45,3 +51,31 @@ def read_payload(store: ObjectStore, named: NamedObject) -> bytes:
     if hashlib.sha256(payload).hexdigest() != named.sha256:
         raise ObjectDamagedError(f"{named.object_key} does not hash to {named.sha256}")
     return payload
+
+
+class StoredPayloads:
+    """Lazy reader of everything a partition has in the store: hash-checked payloads, one object in memory at a time."""
+
+    def __init__(self, database: Database, store: ObjectStore, partition: Partition) -> None:
+        self._database, self._store, self._partition = database, store, partition
+
+    def objects(self) -> Iterator[NamedObject]:
+        """Every pointer of the partition, in primary-key order; nothing is read from the store."""
+        table, cursor = self._partition.table, None
+        with contextlib.closing(self._database.connect()) as connection:
+            while page := self._page(connection, table, cursor):
+                yield from page
+                cursor = page[-1].key
+
+    def __iter__(self) -> Iterator[tuple[NamedObject, bytes]]:
+        """Pointer and canonical bytes. Raises ObjectMissingError, ObjectDamagedError or StoreUnavailableError."""
+        for named in self.objects():
+            yield named, read_payload(self._store, named)
+
+    def _page(self, connection: Connection, table: Table, cursor: Key | None) -> list[NamedObject]:
+        with transaction(connection):
+            rows = connection.execute(
+                statement("offload/read", "all_copies", table.names(cursor)),
+                {**self._partition.parameters(), **table.cursor_parameters(cursor), "page_rows": PAGE_ROWS},
+            ).fetchall()
+        return named_objects(table, rows)

@@ -1,14 +1,14 @@
 """Backfill of rows older than the trigger: scanned in key order from a checkpoint, copied without a marking pass."""
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import Connection
 
 from offload_pipeline.database.connection import Database, is_about_the_rows, transaction
 from offload_pipeline.database.statements import statement
-from offload_pipeline.database.table import Key, Table
+from offload_pipeline.database.table import Key
 from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, Partition
 
 
@@ -41,10 +41,10 @@ class UnseenBatches(Batches):
             page = self._scan(connection)
         if page is None:
             return None
-        keys, entry = page
-        chunks = self._in_chunks(self._measure(connection, keys))
-        entry.batch = self.read(connection, chunks[0]) if chunks else Batch([], [])
-        entry.batch.rest.extend(chunks[1:])
+        keys, entry, rows_passed = page
+        chunks = self._in_chunks(measure(connection, self.partition, keys))
+        first = self.read(connection, chunks[0]) if chunks else Batch([], [])
+        entry.batch = replace(first, rest=chunks[1:], rows_passed=rows_passed)
         return entry.batch
 
     def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> dict[Key, str]:
@@ -73,15 +73,10 @@ class UnseenBatches(Batches):
         if self._is_begun:
             return
         self._is_begun = True
-        found = connection.execute(
-            statement("offload/unseen", "read_checkpoint", self.partition.table.names()), self.partition.parameters()
-        ).fetchone()
-        if found and self._resume:
-            checkpoint, backfilled_at = found
-            self._ended = backfilled_at is not None
-            self._cursor = tuple(checkpoint) if checkpoint else None
+        if self._resume:
+            self._cursor, self._ended = read_checkpoint(connection, self.partition)
 
-    def _scan(self, connection: Connection) -> tuple[list[Key], _Page] | None:
+    def _scan(self, connection: Connection) -> tuple[list[Key], _Page, int] | None:
         if self._ended:
             return None
         table = self.partition.table
@@ -100,33 +95,7 @@ class UnseenBatches(Batches):
             self._has_gap = self._has_gap or not all(row[-1] for row in rows)
             page = _Page(self._cursor)
             self._pages.append(page)
-        return [table.key_in(row) for row in rows if row[-1]], page
-
-    def _measure(self, connection: Connection, keys: list[Key]) -> list[tuple[Key, int]]:
-        """Keys above the threshold with their bytes; what cannot be measured is left for `read` to explain."""
-        if not keys:
-            return []
-        try:
-            with connection.transaction():
-                return self._sizes(connection, keys)
-        except psycopg.Error as error:
-            if not is_about_the_rows(error, connection):
-                raise
-            if len(keys) == 1:
-                return [(keys[0], 0)]
-            return [found for key in keys for found in self._measure(connection, [key])]
-
-    def _sizes(self, connection: Connection, keys: list[Key]) -> list[tuple[Key, int]]:
-        table = self.partition.table
-        rows = connection.execute(
-            statement("offload/unseen", "measure", table.names()),
-            {
-                **self.partition.parameters(),
-                **table.key_parameters(keys),
-                "threshold_bytes": table.config.threshold_bytes,
-            },
-        )
-        return [(keys[position - 1], size) for position, size in rows]
+        return [table.key_in(row) for row in rows if row[-1]], page, len(rows)
 
     def _in_chunks(self, measured: list[tuple[Key, int]]) -> list[list[Key]]:
         """Keys in runs that end with the row that passes the byte limit."""
@@ -151,23 +120,43 @@ class UnseenBatches(Batches):
         )
 
 
-def unseen_tenants(connection: Connection, table: Table) -> list[str]:
-    """The tenants that have rows older than the trigger; empty for a table with one constant tenant."""
-    if table.config.tenant.column is None:
+def read_checkpoint(connection: Connection, partition: Partition) -> tuple[Key | None, bool]:
+    """Where a resumed scan goes on (None: at the first row), and whether an earlier one has reached the end."""
+    found = connection.execute(
+        statement("offload/unseen", "read_checkpoint", partition.table.names()), partition.parameters()
+    ).fetchone()
+    if found is None:
+        return None, False
+    checkpoint, backfilled_at = found
+    return tuple(checkpoint) if checkpoint else None, backfilled_at is not None
+
+
+def measure(connection: Connection, partition: Partition, keys: list[Key]) -> list[tuple[Key, int]]:
+    """Never-seen keys above the threshold with their payload bytes; 0 bytes for what cannot be measured.
+
+    Within the caller's transaction.
+    """
+    if not keys:
         return []
-    with transaction(connection):
-        return [
-            tenant for (tenant,) in connection.execute(statement("offload/unseen", "unseen_tenants", table.names()))
-        ]
+    try:
+        with connection.transaction():
+            return _sizes(connection, partition, keys)
+    except psycopg.Error as error:
+        if not is_about_the_rows(error, connection):
+            raise
+        if len(keys) == 1:
+            return [(keys[0], 0)]
+        return [found for key in keys for found in measure(connection, partition, [key])]
 
 
-def count_unseen(connection: Connection, partition: Partition) -> tuple[int, int]:
-    """Rows and payload bytes that a backfill would move, by reading them all; writes nothing."""
+def _sizes(connection: Connection, partition: Partition, keys: list[Key]) -> list[tuple[Key, int]]:
     table = partition.table
-    with transaction(connection):
-        found = connection.execute(
-            statement("offload/unseen", "count_unseen", table.names()),
-            {**partition.parameters(), "threshold_bytes": table.config.threshold_bytes},
-        ).fetchone()
-    assert found is not None  # noqa: S101 - an aggregate returns one row
-    return found[0], found[1]
+    rows = connection.execute(
+        statement("offload/unseen", "measure", table.names()),
+        {
+            **partition.parameters(),
+            **table.key_parameters(keys),
+            "threshold_bytes": table.config.threshold_bytes,
+        },
+    )
+    return [(keys[position - 1], size) for position, size in rows]

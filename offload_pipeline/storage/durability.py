@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import re
 import threading
 from pathlib import Path
 
 # Folders above the last one whose own entry this process has seen reach the disk: one per tenant and table.
 _durable: set[Path] = set()
+_TEMPORARY = re.compile(r"\.[0-9a-f]+\.[0-9a-f]+\.part")
 
 
 def make_root(root: Path) -> None:
@@ -41,6 +43,11 @@ def put_durably(root: Path, key: str, data: bytes) -> None:
     _fsync_folder(target.parent)
     if target.parent != root:
         _fsync_entries_up_to(root, target.parent)
+
+
+def is_leftover(key: str) -> bool:
+    """Whether the last segment is the name of one of `put_durably`'s temporary files."""
+    return _TEMPORARY.fullmatch(key.rpartition("/")[2]) is not None
 
 
 def _make_folders(path: Path) -> None:

@@ -1,14 +1,14 @@
 """The verification pass of one partition, and the gate it opens: `verified_through`, which release reads."""
 
 import contextlib
-import random
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import psycopg
-from psycopg import Connection, sql
+from psycopg import Connection
 
 from offload_pipeline.database.connection import Database, server_message, transaction
 from offload_pipeline.database.statements import statement
@@ -16,11 +16,18 @@ from offload_pipeline.database.table import Key
 from offload_pipeline.errors import ObjectDamagedError, OffloadError, StoreDeniedError, TransientError
 from offload_pipeline.offload.claims import Partition, require_same_store
 from offload_pipeline.offload.copier import STORE_DOWN_AFTER_FAILURES, Progress, no_progress
+from offload_pipeline.offload.deletions import announced, not_yet
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
 from offload_pipeline.offload.requeue import requeue
-from offload_pipeline.offload.stored import PAGE_ROWS, NamedObject, named_objects
+from offload_pipeline.offload.reservoir import Reservoir
+from offload_pipeline.offload.stale_failures import resolve_stale_failures
+from offload_pipeline.offload.stored import NamedObject
 from offload_pipeline.storage.object_store import ObjectStore
+from offload_pipeline.verification.checkpoint import Checkpoint
+from offload_pipeline.verification.copies import Copies
 from offload_pipeline.verification.objects import check_end, check_whole
+
+Check = Callable[[ObjectStore, NamedObject], int]
 
 # A store that lost so many lost more; they are found in the passes after, when these have been copied again.
 MOST_DAMAGED = 1000
@@ -28,11 +35,15 @@ MOST_DAMAGED = 1000
 
 @dataclass(frozen=True)
 class VerificationOptions:
-    """How much is read again: `sample_rows` whole objects of the new and of the old rows, or all."""
+    """How much is read again: `sample_rows` whole objects of the new and of the old rows, or all.
+
+    All: from where an earlier full pass was interrupted or failed, unless `resume` is off.
+    """
 
     sample_rows: int
     full: bool
     store_threads: int
+    resume: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,8 @@ class VerificationResult:
     """What a pass saw. It passed when nothing was damaged and the store answered every question."""
 
     mark: datetime
+    is_resumed: bool = False
+    """Whether a full pass went on where an earlier one had ended; the numbers are of this pass alone."""
     rows_checked: int = 0
     rows_read: int = 0
     payload_bytes_read: int = 0
@@ -84,80 +97,69 @@ class _Verifier:
         self._connection, self._store, self._partition = connection, store, partition
         self._options, self._run_id, self._progress, self._threads = options, run_id, progress, threads
         with transaction(connection):
-            self._mark, self._verified_through = self._set_mark()
+            self._mark, verified_through = self._set_mark()
+        self._copies = Copies(connection, partition, self._mark, verified_through)
+        self._checkpoint = Checkpoint(connection, partition)
+        self._suspected: set[NamedObject] = set()
         self._result = VerificationResult(self._mark)
 
     def work(self) -> VerificationResult:
-        sample = _Reservoir(self._options.sample_rows)
-        for page in self._pages("verification/verify", "new_copies"):
-            self._result.rows_checked += len(page)
-            self._check(page, check_whole if self._options.full else check_end)
-            for named in page:
-                sample.offer(named)
-        if self._options.full:
-            for page in self._pages("offload/read", "all_copies"):
-                earlier = [named for named in page if not self._is_new(named)]
-                self._result.rows_checked += len(earlier)
-                self._check(earlier, check_whole)
-        else:
-            self._check(sample.kept, check_whole)
-            self._check(self._earlier_sample(), check_whole)
+        resolve_stale_failures(self._connection, self._partition.table, self._partition.tenant)
+        rest = self._everything() if self._options.full else self._new_and_samples()
+        for page, check in itertools.chain(self._what_was_wrong(), rest):
+            self._check(page, check)
+            if self._is_settled():
+                break
         self._conclude()
         return self._result
 
-    def _is_new(self, named: NamedObject) -> bool:
-        if named.stored_at is None:  # edited by hand
-            return False
-        return self._verified_through is None or self._verified_through < named.stored_at <= self._mark
+    def _what_was_wrong(self) -> Iterator[tuple[list[NamedObject], Check]]:
+        """Damage that is known keeps the gate shut until it is mended, whatever the sample would have met."""
+        for page in self._copies.suspected():
+            self._suspected.update(page)
+            yield page, check_whole
 
-    def _pages(self, file: str, name: str) -> Iterator[list[NamedObject]]:
-        cursor: tuple[datetime, Key] | None = None
-        while page := self._page(file, name, cursor):
-            yield page
-            if self._is_settled():
-                return
-            cursor = (page[-1].stored_at, page[-1].key)
+    def _new_and_samples(self) -> Iterator[tuple[list[NamedObject], Check]]:
+        # What was moved by hand was uploaded by somebody else, and read back by nobody yet.
+        check, sample_rows = (check_whole, 0) if self._has_moves_by_hand else (check_end, self._options.sample_rows)
+        sample = Reservoir[NamedObject](sample_rows)
+        for page in self._copies.new():
+            self._result.rows_checked += len(page)
+            for named in page:
+                sample.offer(named)
+            yield page, check
+        yield sample.kept, check_whole
+        yield self._copies.earlier_sample(self._options.sample_rows), check_whole
+
+    def _everything(self) -> Iterator[tuple[list[NamedObject], Check]]:
+        """Every object once, from where an unfinished pass ended; what is new and was read by it is looked at again."""
+        begin = self._checkpoint.read(resume=self._options.resume)
+        self._result.is_resumed = begin is not None
+        for page in self._copies.out_of_order():
+            yield self._counted(page), check_whole
+        if begin:
+            for page in self._copies.new(begin.stored_at):
+                yield self._counted(page), check_end
+        is_sound = True
+        for page, last in self._copies.in_order(begin):
+            yield self._counted(page), check_whole
+            is_sound = is_sound and not self._unsound.intersection(named.key for named in page)
+            if is_sound:
+                self._checkpoint.write(last)
+
+    def _counted(self, page: list[NamedObject]) -> list[NamedObject]:
+        self._result.rows_checked += len(page)
+        return [named for named in page if named not in self._suspected]
+
+    @property
+    def _unsound(self) -> set[Key]:
+        return {damage.named.key for damage in (*self._result.damaged, *self._result.unanswered)}
 
     def _is_settled(self) -> bool:
         """Looking further would only make a longer list of what is known: the pass does not stand."""
         return len(self._result.unanswered) >= STORE_DOWN_AFTER_FAILURES or len(self._result.damaged) >= MOST_DAMAGED
 
-    def _page(self, file: str, name: str, cursor: tuple[datetime, Key] | None) -> list[NamedObject]:
-        table = self._partition.table
-        with transaction(self._connection):
-            found = self._connection.execute(
-                statement(file, name, table.names(cursor[1] if cursor else None)),
-                {
-                    **self._partition.parameters(),
-                    **table.cursor_parameters(cursor[1] if cursor else None),
-                    "after_stored_at": cursor[0] if cursor else None,
-                    "mark": self._mark,
-                    "verified_through": self._verified_through,
-                    "page_rows": PAGE_ROWS,
-                },
-            ).fetchall()
-        return named_objects(table, found)
-
-    def _earlier_sample(self) -> list[NamedObject]:
-        """Whole objects of earlier passes: of the released rows, and of those whose payload is still in the row."""
-        released = self._sample_of("in_storage", "infinity")
-        return (
-            released if self._verified_through is None else released + self._sample_of("copied", self._verified_through)
-        )
-
-    def _sample_of(self, status: str, through: datetime | str) -> list[NamedObject]:
-        if not self._options.sample_rows:
-            return []
-        table = self._partition.table
-        names = table.names() | {"sampled_status": sql.Literal(status)}
-        bound = {"sampled_through": through, "page_rows": self._options.sample_rows}
-        with transaction(self._connection):
-            rows = self._connection.execute(
-                statement("verification/verify", "earlier_copies", names), {**self._partition.parameters(), **bound}
-            ).fetchall()
-        return named_objects(table, rows)
-
-    def _check(self, page: list[NamedObject], check: Callable[[ObjectStore, NamedObject], int]) -> None:
+    def _check(self, page: list[NamedObject], check: Check) -> None:
         """Looks at each object in threads; keeps what is wrong, after looking whether the row still names it."""
         wrong: list[Damage] = []
         for named, outcome in zip(
@@ -172,9 +174,17 @@ class _Verifier:
                 self._result.payload_bytes_read += outcome
         if check is check_whole:
             wrong += self._differing_from_rows(page)
+        wrong += self._perhaps_deleted(page)
         self._sort_out(wrong)
         self._resolve(page, wrong)
         self._progress(len(page), 0)
+
+    def _perhaps_deleted(self, page: list[NamedObject]) -> list[Damage]:
+        """What stands there now, but a deletion that was asked for before may still take."""
+        keys = [named.object_key for named in page]
+        with transaction(self._connection):
+            perhaps = announced(self._connection, self._partition.table.schema, keys)
+        return [Damage(named, not_yet(named.object_key)) for named in page if named.object_key in perhaps]
 
     def _differing_from_rows(self, page: list[NamedObject]) -> Iterable[Damage]:
         """Rows that still hold the payload must hash, in PostgreSQL, to what was stored."""
@@ -198,7 +208,7 @@ class _Verifier:
         named_still = (
             {named.key for named, _, _ in self._still_named([damage.named for damage in wrong])} if wrong else set()
         )
-        seen = {damage.named.key for damage in (*self._result.damaged, *self._result.unanswered)}
+        seen = self._unsound
         for damage in wrong:
             if damage.named.key in named_still and damage.named.key not in seen:
                 is_transient = isinstance(damage.error, TransientError)
@@ -206,7 +216,7 @@ class _Verifier:
                 seen.add(damage.named.key)
 
     def _resolve(self, page: list[NamedObject], wrong: list[Damage]) -> None:
-        unsound = {damage.named.key for damage in wrong}
+        unsound = self._unsound.union(damage.named.key for damage in wrong)
         sound = [named.key for named in page if named.key not in unsound]
         with transaction(self._connection):
             resolve_failures(self._connection, self._partition, "verify", sound)
@@ -220,6 +230,8 @@ class _Verifier:
                     statement("verification/verify", "advance", names),
                     {**parameters, "mark": self._mark, "rows": result.rows_checked},
                 )
+                if self._options.full:
+                    self._checkpoint.finish()
             else:
                 requeue(self._connection, self._partition, {d.named.key: d.named.object_key for d in result.damaged})
                 failures = [Failure(d.named.key, None, d.error) for d in (*result.damaged, *result.unanswered)]
@@ -232,35 +244,19 @@ class _Verifier:
             )  # fmt: skip
 
     def _set_mark(self) -> tuple[datetime, datetime | None]:
+        self._connection.execute(statement("verification/verify", "wait_for_deletions"))
         found = self._connection.execute(
             statement("verification/verify", "set_mark", self._partition.table.names()),
             self._partition.parameters(),
         ).fetchone()
         assert found is not None  # noqa: S101 - an upsert returns its row
-        mark, verified_through, store_url = found
+        mark, verified_through, store_url, self._has_moves_by_hand = found
         require_same_store(self._partition, store_url, self._store.url)
         return mark, verified_through
 
 
-def _outcome(
-    store: ObjectStore, named: NamedObject, check: Callable[[ObjectStore, NamedObject], int]
-) -> int | OffloadError:
+def _outcome(store: ObjectStore, named: NamedObject, check: Check) -> int | OffloadError:
     try:
         return check(store, named)
     except OffloadError as error:
         return error
-
-
-class _Reservoir:
-    """A uniform sample of a stream of unknown length (Vitter's algorithm R)."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._seen = size, 0
-        self.kept: list[NamedObject] = []
-
-    def offer(self, named: NamedObject) -> None:
-        self._seen += 1
-        if len(self.kept) < self._size:
-            self.kept.append(named)
-        elif self._size and (slot := random.randrange(self._seen)) < self._size:  # noqa: S311 - a sample, not a secret
-            self.kept[slot] = named

@@ -7,7 +7,7 @@ import pytest
 
 from offload_pipeline.config import TableConfig
 from offload_pipeline_tests.cli.command import Answer, Command
-from offload_pipeline_tests.factories import make_table
+from offload_pipeline_tests.factories import insert_payloads, large_payload, make_table
 
 
 def result(answer: Answer, name: str) -> tuple[str, str | None]:
@@ -120,3 +120,33 @@ def test_a_broken_configuration_is_exit_code_2(offload: Command, text: str) -> N
     answer = offload("doctor")
     assert answer.code == 2
     assert str(offload.config_path) in answer.complaint
+
+
+def test_partitions_whose_objects_are_in_another_store_are_found(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig, tmp_path: Path
+) -> None:
+    for tenant in ("acme", "bolt", "cargo"):
+        insert_payloads(connection, notices, [large_payload(1000)], tenant=tenant)
+    assert offload("drain").code == 0
+    assert result(offload("doctor", "--json"), "table notices, store") == ("passed", None)
+    elsewhere = (tmp_path / "elsewhere").as_uri()
+    offload.configure(notices, object_store={"url": elsewhere})
+    answer = offload("doctor", "--json")
+    assert answer.code == 1
+    (check,) = [check for check in answer.document["checks"] if check["name"] == "table notices, store"]
+    assert check["result"] == "failed"
+    assert check["detail"] == (
+        f"not every partition's objects are in {elsewhere}: "
+        f"those of tenant 'acme' and 2 others are in {offload.store_url}"
+    )
+    assert "correct the URL" in check["mend"]
+    assert "public.payload_offload_state" in check["mend"]
+
+
+def test_before_install_nothing_is_said_about_stores(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    connection.execute("DROP TABLE payload_offload_state")
+    answer = offload("doctor", "--json")
+    assert result(answer, "schema public")[0] == "failed"
+    assert "table notices, store" not in [check["name"] for check in answer.document["checks"]]

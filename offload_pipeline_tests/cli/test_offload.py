@@ -6,7 +6,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from offload_pipeline.cli.output import format_bytes
 from offload_pipeline.config import TableConfig
+from offload_pipeline.offload.packing import pack
 from offload_pipeline.storage.seaweedfs import SeaweedFS
 from offload_pipeline_tests.cli.command import Command
 from offload_pipeline_tests.factories import (
@@ -66,10 +68,13 @@ def test_the_empty_text_is_a_tenant_like_any_other(
     assert [(one["tenant"], one["copied"]["rows_copied"]) for one in document["partitions"]] == [("", 1)]
 
 
-def test_a_tenant_without_rows_is_nothing_to_do(offload: Command, notices: TableConfig) -> None:
+def test_a_tenant_with_small_rows_alone_is_nothing_to_do(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    insert_payloads(connection, notices, ['{"small": 1}'], tenant="small")
     for command in (["drain"], ["verify"], ["release"], ["backfill", "--table", "notices"]):
-        answer = offload(*command, "--tenant", "nobody")
-        assert (answer.code, answer.lines) == (0, ["nothing to do"])
+        answer = offload(*command, "--tenant", "small")
+        assert (answer.code, answer.lines[0]) == (0, "nothing to do")
 
 
 def test_another_tenant_than_the_constant_one_never_gets_the_rows_of_a_table(
@@ -79,7 +84,8 @@ def test_another_tenant_than_the_constant_one_never_gets_the_rows_of_a_table(
     offload.configure(table)
     offload("install")
     insert_payloads(connection, table, PAYLOADS)
-    assert offload("drain", "--tenant", "bolt").lines == ["nothing to do"]
+    answer = offload("drain", "--tenant", "bolt")
+    assert (answer.code, answer.complaint) == (2, "offload: no tenant 'bolt' in notices; known are 'acme'")
     assert stored_files(store_folder) == []
 
 
@@ -128,23 +134,51 @@ def test_backfill_takes_the_batch_size_it_is_given(
     assert [rows for (rows,) in batches] == [1, 2, 2]
 
 
-def test_a_dry_backfill_counts_and_writes_nothing(
+def test_a_dry_backfill_counts_forecasts_and_writes_nothing(
     offload: Command, connection: psycopg.Connection, notices: TableConfig, store_folder: Path
 ) -> None:
     insert_payloads(connection, notices, PAYLOADS)
     arguments = ("backfill", "--table", "notices", "--tenant", "acme", "--dry-run")
     pending_bytes = sum(len(payload) for payload in PAYLOADS)
+    object_bytes = sum(len(pack(payload.encode()).data) for payload in PAYLOADS)
     assert offload(*arguments, "--json").document == {
         "dry_run": True,
         "table": "notices",
         "tenant": "acme",
         "pending_rows": 5,
         "pending_bytes": pending_bytes,
+        "forecast_object_bytes": object_bytes,
+        "rows_sampled": 5,
+        "rows_too_large": 0,
     }
-    assert offload(*arguments).lines == ["notices, tenant 'acme': would copy 5 rows (5.0 kB)"]
+    would = f"would copy 5 rows (5.0 kB, as objects about {format_bytes(object_bytes)})"
+    assert offload(*arguments).lines == [f"notices, tenant 'acme': {would}"]
     assert set(statuses(connection, notices).values()) == {"pending_move"}
     assert not any(store_folder.iterdir())
     assert connection.execute("SELECT count(*) FROM payload_offload_log").fetchone() == (0,)
+
+
+def test_a_dry_backfill_begins_at_the_checkpoint_unless_told_otherwise(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    connection.execute("ALTER TABLE notices DISABLE TRIGGER USER")
+    insert_payloads(connection, notices, PAYLOADS, payload_storage_status=None)
+    connection.execute("ALTER TABLE notices ENABLE TRIGGER USER")
+    assert offload("backfill", "--table", "notices", "--tenant", "acme").code == 0
+    connection.execute("ALTER TABLE notices DISABLE TRIGGER USER")
+    insert_payloads(connection, notices, PAYLOADS[:2], payload_storage_status=None)
+    arguments = ("backfill", "--table", "notices", "--tenant", "acme", "--dry-run", "--json")
+    assert offload(*arguments).document["pending_rows"] == 0
+    assert offload(*arguments, "--no-resume").document["pending_rows"] == 2
+
+
+def test_a_dry_backfill_tells_what_would_be_refused(offload: Command, connection: psycopg.Connection) -> None:
+    table = make_table(connection, threshold_bytes=0, max_object_bytes=500)
+    offload.configure(table)
+    offload("install")
+    insert_payloads(connection, table, PAYLOADS)
+    answer = offload("backfill", "--table", "notices", "--tenant", "acme", "--dry-run")
+    assert answer.lines == ["notices, tenant 'acme': would copy 0 rows, refuse 5 rows above max_object_bytes"]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """`offload get`: canonical bytes and nothing else, wherever the payload is."""
 
 import hashlib
+import subprocess
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pytest
 
 from offload_pipeline.config import TableConfig
+from offload_pipeline.storage.seaweedfs import SeaweedFS
 from offload_pipeline_tests.cli.command import Command
 from offload_pipeline_tests.factories import (
     insert_payloads,
@@ -119,6 +122,70 @@ def test_a_damaged_object_is_exit_code_1_and_none_of_it_is_printed(
     answer = offload("get", "notices", str(key))
     assert (answer.code, answer.stdout) == (1, b"")
     assert str(path) in answer.complaint
+
+
+def test_an_expired_payload_is_exit_code_1(
+    offload: Command, connection: psycopg.Connection, table: TableConfig
+) -> None:
+    (key,) = insert_payloads(connection, table, [EXACT])
+    offload("drain")
+    connection.execute(
+        "UPDATE notices SET raw_payload = NULL, payload_storage_status = 'expired', raw_object_key = NULL"
+    )
+    answer = offload("get", "notices", str(key), "--json")
+    assert answer.code == 1
+    assert answer.document["error"]["class"] == "PayloadExpiredError"
+    assert answer.complaint == f"offload: notices {key}: the payload's retention is over, and it was given up"
+
+
+def test_another_store_than_the_partitions_is_named_instead_of_a_missing_object(
+    offload: Command, connection: psycopg.Connection, table: TableConfig, tmp_path: Path
+) -> None:
+    (key,) = insert_payloads(connection, table, [EXACT])
+    offload("drain")
+    elsewhere = (tmp_path / "elsewhere").as_uri()
+    offload.configure(table, object_store={"url": elsewhere})
+    answer = offload("get", "notices", str(key))
+    assert (answer.code, answer.stdout) == (1, b"")
+    assert f"its objects are in {offload.store_url}, object_store.url is {elsewhere}" in answer.complaint
+    assert "no object" not in answer.complaint
+
+
+def test_an_address_is_printed_instead_of_the_payload(
+    offload: Command,
+    connection: psycopg.Connection,
+    s3_url: str,
+    seaweedfs: SeaweedFS,
+) -> None:
+    table = make_table(connection, threshold_bytes=0)
+    offload.configure(table, object_store={"url": s3_url, "endpoint": seaweedfs.endpoint})
+    offload("install")
+    (key,) = insert_payloads(connection, table, [EXACT])
+    payload = offload("get", "notices", str(key)).stdout
+    offload("drain")
+    (address,) = offload("get", "notices", str(key), "--url", "--expires", "90 min").lines
+    assert parse_qs(urlsplit(address).query)["X-Amz-Expires"] == ["5400"]
+    curl = subprocess.run(["curl", "-sS", "--compressed", address], check=True, capture_output=True)
+    assert curl.stdout == payload
+    document = offload("get", "notices", str(key), "--url", "--json").document
+    assert document["expires_in_seconds"] == 3600
+    assert document["url"].startswith(seaweedfs.endpoint)
+
+
+def test_a_folder_has_no_address_to_print(offload: Command, connection: psycopg.Connection, table: TableConfig) -> None:
+    (key,) = insert_payloads(connection, table, [EXACT])
+    offload("drain")
+    answer = offload("get", "notices", str(key), "--url")
+    assert (answer.code, answer.stdout) == (2, b"")
+    assert answer.complaint.endswith("is a folder, which has no addresses; read the payload instead")
+
+
+def test_a_time_needs_an_address_and_an_end(offload: Command, table: TableConfig) -> None:
+    answer = offload("get", "notices", "1", "--expires", "1h")
+    assert (answer.code, answer.complaint) == (2, "offload: --expires needs the address that it is for; add --url")
+    answer = offload("get", "notices", "1", "--url", "--expires", "tomorrow")
+    assert answer.code == 2
+    assert answer.complaint.startswith("offload: --expires is not a duration; write for example")
 
 
 def test_a_key_of_the_wrong_type_is_a_mistake_that_names_the_type(offload: Command, table: TableConfig) -> None:

@@ -6,8 +6,9 @@ import psycopg
 import pytest
 
 from offload_pipeline.config import TableConfig
+from offload_pipeline.verification import copies
 from offload_pipeline_tests.cli.command import Command
-from offload_pipeline_tests.factories import insert_payloads, large_payload, stored_files
+from offload_pipeline_tests.factories import insert_payloads, large_payload, make_table, stored_files
 
 KEPT = ("backfill", "--table", "notices", "--tenant", "acme", "--null-after-upload", "false")
 
@@ -30,7 +31,7 @@ def damage(folder: Path) -> str:
 def test_a_sound_partition_is_one_line_of_numbers(offload: Command, stored: list[int]) -> None:
     answer = offload("verify", "--full")
     assert answer.code == 0
-    assert answer.lines == ["notices, tenant 'acme': 10 rows checked, 10 read whole, 0 damaged, 0 unanswered"]
+    assert answer.lines[0] == "notices, tenant 'acme': 10 rows checked, 10 read whole, 0 damaged, 0 unanswered"
 
 
 def test_a_damaged_object_is_named_with_its_row_and_exit_code_1(
@@ -84,3 +85,90 @@ def test_only_the_partition_that_failed_keeps_its_payloads(
         "acme": False,
         "bolt": True,
     }
+
+
+def test_the_report_of_each_table_follows(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig, stored: list[int]
+) -> None:
+    insert_payloads(connection, notices, [large_payload(1000, 99), '{"small": 1}'])
+    lines = offload("verify").lines
+    assert lines[1] == "notices: 12 rows; in storage 10, copied 0, pending 1, never scanned 0 rows"
+    assert lines[2].startswith("  offloaded 83.3 % of the rows, 90.9 % of the measured bytes; average payload 999 B, ")
+    assert lines[3].startswith("  verified through 2")
+    assert lines[3].endswith("; open failures: none")
+    assert len(lines) == 4
+
+    (report,) = offload("verify", "--json").document["tables"]
+    assert (report["table"], report["rows"], report["rows_in_storage"], report["estimated"]) == ("notices", 12, 10, [])
+    assert report["open_failures"] == {}
+
+
+def test_a_report_names_what_failed(offload: Command, stored: list[int], store_folder: Path) -> None:
+    damage(store_folder)
+    answer = offload("verify", "--full")
+    assert answer.lines[-1].endswith("; open failures: verify 1 (1 given up)")
+
+
+def test_only_the_named_table_is_reported_on(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    offload.configure(notices, make_table(connection, name="mails", relation="mails"))
+    assert offload("install").code == 0
+    assert [one["table"] for one in offload("verify", "--json").document["tables"]] == ["notices", "mails"]
+    assert [one["table"] for one in offload("verify", "--table", "mails", "--json").document["tables"]] == ["mails"]
+
+
+def write_smoke(offload: Command, **queries: str) -> None:
+    folder = offload.config_path.parent / "sql" / "smoke"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, query in queries.items():
+        (folder / f"{name}.sql").write_text(query)
+
+
+def test_smoke_checks_are_run_and_one_that_fails_is_exit_code_1(offload: Command, stored: list[int]) -> None:
+    write_smoke(offload, found="SELECT count(*) = 10 FROM notices")
+    answer = offload("verify")
+    assert answer.code == 0
+    assert answer.lines[-1].startswith("smoke check found: passed (")
+    write_smoke(offload, empty="-- table: notices\nSELECT FALSE", theirs="-- table: mails\nSELECT FALSE")
+    answer = offload("verify", "--json")
+    assert answer.code == 1
+    assert answer.document["sound"] is False
+    assert [(one["name"], one["passed"]) for one in answer.document["smoke_checks"]] == [
+        ("empty", False),
+        ("found", True),
+    ]
+    assert answer.document["smoke_checks"][0]["message"] == "its first value is False, not true"
+    assert any(
+        line.startswith("smoke check empty: failed: its first value is False, not true")
+        for line in offload("verify").lines
+    )
+
+
+def test_a_full_pass_that_found_damage_says_that_it_is_resumed(
+    offload: Command, connection: psycopg.Connection, stored: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "PAGE_ROWS", 4)
+    key = connection.execute("SELECT raw_object_key FROM notices WHERE id = %s", [stored[6]]).fetchone()
+    assert key is not None
+    path = Path(offload.store_url.removeprefix("file://")) / key[0]
+    kept = path.read_bytes()
+    path.unlink()
+    assert offload("verify", "--full").code == 1
+    path.write_bytes(kept)
+    answer = offload("verify", "--full")
+    assert answer.code == 0
+    assert answer.lines[0] == "notices, tenant 'acme': resumed: 6 rows checked, 6 read whole, 0 damaged, 0 unanswered"
+    assert offload("verify", "--full", "--json").document["partitions"][0]["resumed"] is False
+
+    path.unlink()
+    assert offload("verify", "--full").code == 1
+    path.write_bytes(kept)
+    answer = offload("verify", "--full", "--no-resume")
+    assert answer.lines[0] == "notices, tenant 'acme': 10 rows checked, 10 read whole, 0 damaged, 0 unanswered"
+
+
+def test_no_resume_without_full_is_wrong_usage(offload: Command, notices: TableConfig) -> None:
+    answer = offload("verify", "--no-resume")
+    assert answer.code == 2
+    assert "only a full pass is resumed; add --full" in answer.complaint

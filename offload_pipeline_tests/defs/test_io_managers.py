@@ -20,7 +20,7 @@ from dagster import (
 )
 
 from offload_pipeline.defs.partition_keys import table_tenant_partitions
-from offload_pipeline.offload.reader import StoredPayloads
+from offload_pipeline.offload.stored import StoredPayloads
 from offload_pipeline.storage.seaweedfs import SeaweedFS
 from offload_pipeline_tests.defs.conftest import MakeProject
 from offload_pipeline_tests.defs.project import COPY_JOB, QUIET, Project, closed_endpoint, metadata_of, write_config

@@ -162,6 +162,24 @@ def test_the_payload_function_gives_the_payload_or_where_it_is(
     assert (reference["storage_path"], reference["sha256"], reference["size_bytes"]) == row
     assert reference["payload_type"] == "storage_ref"
     assert reference["url"] == f"{local_store_url}/{reference['storage_path']}"
+    assert set(reference) == {"payload_type", "storage_path", "size_bytes", "sha256", "moved_at", "url"}
+
+
+@pytest.mark.parametrize("payload_type", ["jsonb", "json", "text"])
+@pytest.mark.parametrize("left_in_row", [None, '{"deleted": true, "deleted_at": "2026-01-01T00:00:00+00:00"}'])
+def test_the_payload_function_says_of_an_expired_payload_that_it_is_deleted(
+    connection: psycopg.Connection, database_url: str, local_store_url: str, payload_type: str, left_in_row: str | None
+) -> None:
+    notices = make_table(connection, payload_type=payload_type, threshold_bytes=0)
+    pipeline = make_pipeline(database_url, local_store_url, [notices])
+    install(pipeline)
+    (key,) = insert_payloads(connection, notices, ['{"a": 1}'])
+    drain(pipeline)
+    connection.execute(
+        "UPDATE notices SET raw_payload = %s, payload_storage_status = 'expired', raw_object_key = NULL", [left_in_row]
+    )
+    found = json.loads(one_value(connection, f"SELECT get_notices_payload({key})::text"))
+    assert found == json.loads(left_in_row or '{"deleted": true}')
 
 
 def test_the_payload_function_takes_the_whole_of_a_composite_key(

@@ -282,7 +282,7 @@ def test_an_edit_in_place_of_a_payload_in_storage_is_refused_with_a_hint(
     before = row(connection)
     with pytest.raises(errors.ObjectNotInPrerequisiteState, match="in object storage") as caught:
         connection.execute(f"UPDATE notices SET raw_payload = {edit}")  # noqa: S608 - the edits above
-    assert "offload get notices KEY" in (caught.value.diag.message_hint or "")
+    assert "offload restore --table notices --primary-key KEY" in (caught.value.diag.message_hint or "")
     assert row(connection) == before
 
 
@@ -294,7 +294,7 @@ def test_an_edit_in_place_of_a_reference_is_refused_with_a_hint(
     before = row(connection)
     with pytest.raises(errors.ObjectNotInPrerequisiteState) as caught:
         connection.execute(f"UPDATE notices SET raw_payload = {edit}")  # noqa: S608 - the edits above
-    assert "offload get notices KEY" in (caught.value.diag.message_hint or "")
+    assert "offload restore --table notices --primary-key KEY" in (caught.value.diag.message_hint or "")
     assert row(connection) == before
 
 
@@ -383,6 +383,92 @@ def test_a_writer_may_not_exchange_the_payload_for_half_a_pointer(
     with pytest.raises(errors.CheckViolation, match="without hash, key and size"):
         connection.execute("UPDATE notices SET raw_payload = NULL, raw_object_key = 'new'")
     assert row(connection).payload == LARGE
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("after_copy", ["clear", "reference"])
+def test_a_writer_may_fill_a_row_that_has_no_payload_yet(
+    connection: psycopg.Connection, local_store_url: str, after_copy: str
+) -> None:
+    config = make_notices(connection, local_store_url, after_copy=after_copy)
+    insert_payloads(connection, config, [None])
+    reference = '{"sha256": "ef", "payload_type": "storage_ref"}' if after_copy == "reference" else None
+    connection.execute(
+        "UPDATE notices SET raw_payload = %s, raw_object_key = 'new', payload_hash_sha256 = 'ef', payload_bytes = 7,"
+        " payload_stored_at = '2026-01-01 UTC', payload_storage_status = 'in_storage'",
+        [reference],
+    )
+    assert row(connection) == Row("in_storage", reference, "new", "ef", 7, is_dated=True)
+    assert connection.execute("SELECT isfinite(payload_stored_at) FROM notices").fetchone() == (True,)
+
+
+@pytest.mark.parametrize("after_copy", ["clear", "reference"])
+@pytest.mark.parametrize(("later", "is_believed"), [("1 second", True), ("0 seconds", False), ("-1 second", False)])
+def test_the_same_payload_stored_once_more_is_told_from_an_edit_in_place_by_its_later_moment(
+    connection: psycopg.Connection, local_store_url: str, after_copy: str, later: str, is_believed: bool
+) -> None:
+    put_in_state(connection, make_notices(connection, local_store_url, after_copy=after_copy), "in_storage")
+    reference = '{"n": 2, "sha256": "abcd", "payload_type": "storage_ref"}' if after_copy == "reference" else None
+    written_again = (
+        f"UPDATE notices SET raw_payload = %s, {POINTER}, payload_storage_status = 'in_storage',"  # noqa: S608
+        f" payload_stored_at = payload_stored_at + interval '{later}'"
+    )
+    if is_believed:
+        connection.execute(written_again, [reference])
+        assert row(connection) == Row("in_storage", reference, "acme/notices/1/k", "abcd", 5, is_dated=True)
+    else:
+        with pytest.raises(errors.ObjectNotInPrerequisiteState, match="in object storage"):
+            connection.execute(written_again, [reference])
+
+
+def test_another_whole_pointer_saved_without_the_payload_is_stale_and_not_believed(
+    connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    put_in_state(connection, notices, "in_storage")
+    before = row(connection)
+    connection.execute(
+        "UPDATE notices SET raw_object_key = 'older', payload_hash_sha256 = 'ef', payload_bytes = 7,"
+        " payload_stored_at = now()"
+    )
+    assert row(connection) == before
+
+
+REFERENCE = (
+    '{"payload_type": "storage_ref", "storage_path": "k", "size_bytes": 5, "sha256": "abcd", "moved_at": "2026-01-01"}'
+)
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("payload_type", ["jsonb", "json", "text"])
+@pytest.mark.parametrize("state", ["inline", "pending_move", "copied", "never seen"])
+def test_a_reference_without_its_pointer_does_not_take_a_payloads_place(
+    connection: psycopg.Connection, local_store_url: str, payload_type: str, state: str
+) -> None:
+    config = make_notices(connection, local_store_url, after_copy="reference", payload_type=payload_type)
+    put_in_state(connection, config, state)
+    before = row(connection)
+    for statement in (
+        "UPDATE notices SET raw_payload = %s WHERE id = 1",
+        "INSERT INTO notices (raw_payload) VALUES (%s)",
+    ):
+        with pytest.raises(errors.CheckViolation, match="without its pointer") as caught:
+            connection.execute(statement, [REFERENCE])
+        assert "or the pointer columns as well" in (caught.value.diag.message_hint or "")
+    assert row(connection) == before
+
+
+def test_a_payload_that_only_speaks_of_references_is_a_payload(
+    connection: psycopg.Connection, references: TableConfig
+) -> None:
+    insert_payloads(connection, references, ['{"note": "a storage_ref"}', '["storage_ref"]', '"storage_ref"', SMALL])
+    assert set(statuses(connection, references).values()) == {"inline"}
+
+
+def test_where_no_references_are_left_one_is_a_payload_like_any_other(
+    connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    insert_payloads(connection, notices, [REFERENCE])
+    assert statuses(connection, notices) == {1: "inline"}
 
 
 @pytest.mark.parametrize("payload", [SMALL, LARGE])

@@ -12,7 +12,9 @@ from offload_pipeline.config import TableConfig
 from offload_pipeline.database.table import Table
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.copier import CopyResult, StoredPayload, record_copied
+from offload_pipeline.offload.deletions import LINGERING
 from offload_pipeline.offload.release import ReleaseResult
+from offload_pipeline.offload.restore import RestoreResult
 from offload_pipeline.pipeline import DrainResult, Pipeline
 from offload_pipeline.storage.object_store import ObjectStore
 from offload_pipeline.verification.verifier import VerificationResult
@@ -84,11 +86,16 @@ class Installation:
     def copy(self, tenant: str = "acme") -> CopyResult:
         return self.pipeline.copy(self.partition(tenant), RUN)
 
-    def verify(self, tenant: str = "acme", *, sample_rows: int | None = None, full: bool = False) -> VerificationResult:
-        return self.pipeline.verify(self.partition(tenant), RUN, sample_rows=sample_rows, full=full)
+    def verify(
+        self, tenant: str = "acme", *, sample_rows: int | None = None, full: bool = False, resume: bool = True
+    ) -> VerificationResult:
+        return self.pipeline.verify(self.partition(tenant), RUN, sample_rows=sample_rows, full=full, resume=resume)
 
     def release(self, tenant: str = "acme") -> ReleaseResult:
         return self.pipeline.release(self.partition(tenant), RUN)
+
+    def restore(self, tenant: str = "acme", *, key: Any = None) -> RestoreResult:
+        return self.pipeline.restore(self.partition(tenant), RUN, key=None if key is None else (str(key),))
 
     def drain(self, tenant: str = "acme") -> DrainResult:
         return self.pipeline.drain(self.partition(tenant), RUN)
@@ -112,15 +119,8 @@ class Installation:
         return record_copied(connection, self.partition(), stored, self.store.url, RUN)
 
     def let_time_pass(self) -> None:
-        """As long as the next attempt of each failed row has to wait."""
-        self.connection.execute(
-            """
-            UPDATE payload_offload_failures SET
-                first_failed_at = first_failed_at - (next_attempt_at - last_failed_at),
-                last_failed_at = last_failed_at - (next_attempt_at - last_failed_at),
-                next_attempt_at = last_failed_at
-            """
-        )
+        """As long as the next attempt of each failed row has to wait, and a deletion may be on its way."""
+        let_time_pass(self.connection)
 
     def failures(self) -> dict[str, dict[str, Any]]:
         """Lines of the failures table by primary key."""
@@ -129,8 +129,23 @@ class Installation:
         lines = [dict(zip(names, row, strict=True)) for row in cursor]
         return {line["primary_key"]: line for line in lines}
 
-    def assert_invariant(self, damaged: Collection[Any] = ()) -> None:
-        assert_invariant(self.connection, plain(self.store), self.config, self.expected, damaged=damaged)
+    def assert_invariant(self, damaged: Collection[Any] = (), expired: Collection[Any] = ()) -> None:
+        assert_invariant(
+            self.connection, plain(self.store), self.config, self.expected, damaged=damaged, expired=expired
+        )
+
+
+def let_time_pass(connection: Connection) -> None:
+    """As long as the next attempt of each failed row has to wait, and a deletion may be on its way."""
+    connection.execute(
+        """
+        UPDATE payload_offload_failures SET
+            first_failed_at = first_failed_at - (next_attempt_at - last_failed_at),
+            last_failed_at = last_failed_at - (next_attempt_at - last_failed_at),
+            next_attempt_at = last_failed_at
+        """
+    )
+    connection.execute("UPDATE payload_offload_deleted SET asked_at = asked_at - %s", (LINGERING,))
 
 
 def plain(store: ObjectStore) -> ObjectStore:
@@ -147,6 +162,7 @@ def installed(
     payload_type: str = "jsonb",
     key_columns: Mapping[str, str] = IDENTITY_KEY,
     tenant_column: str | None = "tenant_id",
+    tenant_type: str = "text",
     extra_columns: Mapping[str, str] | None = None,
     **table_options: Any,
 ) -> Iterator[Installation]:
@@ -154,7 +170,7 @@ def installed(
     with psycopg.connect(database_url, autocommit=True) as connection:
         config = make_table(
             connection, payload_type=payload_type, key_columns=key_columns, tenant_column=tenant_column,
-            extra_columns=extra_columns, **{"threshold_bytes": 0, **table_options},
+            tenant_type=tenant_type, extra_columns=extra_columns, **{"threshold_bytes": 0, **table_options},
         )  # fmt: skip
         address = StoreAddress(store) if isinstance(store, str) else store
         pipeline = make_pipeline(

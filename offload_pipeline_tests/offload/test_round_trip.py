@@ -14,7 +14,7 @@ import pytest
 
 from offload_pipeline.demo.payloads import emails, webhooks
 from offload_pipeline.errors import ObjectDamagedError, ObjectMissingError
-from offload_pipeline.offload.reader import get_payload
+from offload_pipeline.offload.reader import PayloadReader, ReadPayload
 from offload_pipeline_tests.factories import large_payload
 from offload_pipeline_tests.offload.installation import Installation, StoreAddress, installed
 from offload_pipeline_tests.offload.stores import altered, truncated
@@ -76,10 +76,12 @@ def assert_payloads_come_back(installation: Installation, payloads: Iterable[str
     assert installation.one_status() == "in_storage"
     assert installation.verify(full=True).rows_read == len(keys)
     installation.assert_invariant()
+    with PayloadReader(installation.pipeline) as reader:
+        found = dict(reader.get_many("notices", keys))
     for key in keys:
-        found = get_payload(installation.connection, installation.store, installation.table, (str(key),))
-        assert found.source == "store"
-        assert found.payload == before[key]
+        assert isinstance(found[key], ReadPayload), found[key]
+        assert found[key].source == "store"
+        assert found[key].payload == before[key]
         assert gzip.decompress(installation.store.get(installation.object_key(key))) == before[key]
 
 
@@ -185,34 +187,3 @@ def test_rows_without_payload_stay_as_they_are(notices: Installation) -> None:
     assert notices.drain().is_sound
     assert list(notices.statuses().values()) == ["inline", "in_storage"]
     notices.assert_invariant()
-
-
-def test_get_payload_reads_from_the_row_while_it_is_there(notices: Installation) -> None:
-    (key,) = notices.insert(['{"a": 1.10}'])
-    for step in (lambda: None, notices.copy, notices.verify):
-        step()
-        found = get_payload(notices.connection, notices.store, notices.table, (str(key),))
-        assert (found.source, found.payload) == ("row", b'{"a": 1.10}')
-    assert found.sha256 == hashlib.sha256(b'{"a": 1.10}').hexdigest()
-
-
-@pytest.mark.parametrize("spoil", [truncated, altered])
-def test_a_damaged_object_is_never_handed_out_as_the_payload(
-    notices: Installation, spoil: Callable[[bytes], bytes]
-) -> None:
-    (key,) = notices.insert([large_payload(1000)])
-    notices.drain()
-    notices.store.put(notices.object_key(key), spoil(notices.store.get(notices.object_key(key))))
-    with pytest.raises(ObjectDamagedError):
-        get_payload(notices.connection, notices.store, notices.table, (str(key),))
-    notices.store.delete(notices.object_key(key))
-    with pytest.raises(ObjectMissingError):
-        get_payload(notices.connection, notices.store, notices.table, (str(key),))
-
-
-def test_a_whole_object_with_other_contents_is_never_handed_out_as_the_payload(notices: Installation) -> None:
-    first, second = notices.insert([large_payload(1000, seed) for seed in range(2)])
-    notices.drain()
-    notices.store.put(notices.object_key(first), notices.store.get(notices.object_key(second)))
-    with pytest.raises(ObjectDamagedError):
-        get_payload(notices.connection, notices.store, notices.table, (str(first),))

@@ -14,28 +14,13 @@ from offload_pipeline.errors import ObjectDamagedError, ObjectMissingError, Stor
 from offload_pipeline.offload.claims import BatchLimits, PendingBatches
 from offload_pipeline.offload.copier import STORE_DOWN_AFTER_FAILURES, store_payload
 from offload_pipeline.storage.object_store import ObjectStore, Trailer
-from offload_pipeline.verification import verifier
-from offload_pipeline_tests.factories import large_payload
+from offload_pipeline.verification import copies, verifier
 from offload_pipeline_tests.offload.installation import Installation, installed
 from offload_pipeline_tests.offload.stores import CountingStore, HookedStore, altered, truncated
 from offload_pipeline_tests.offload.waiting import wait_until_blocked
+from offload_pipeline_tests.verification.editing import gate, payloads
 
 PAYLOAD = '{"n": 1}'
-
-
-def payloads(count: int, first: int = 0) -> list[str]:
-    """Different contents of the same size."""
-    return [large_payload(200, seed) for seed in range(first, first + count)]
-
-
-def gate(notices: Installation, tenant: str = "acme") -> datetime | None:
-    """`verified_through`."""
-    row = notices.connection.execute(
-        "SELECT verified_through FROM payload_offload_state WHERE tenant_id = %s", (tenant,)
-    ).fetchone()
-    assert row is not None
-    found: datetime | None = row[0]
-    return found
 
 
 def stored_at(notices: Installation, key: Any) -> datetime:
@@ -262,7 +247,7 @@ def test_a_store_that_does_not_answer_passes_nothing_and_condemns_nothing(notice
 def test_a_store_that_is_down_is_not_asked_about_every_row(
     notices: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifier, "PAGE_ROWS", STORE_DOWN_AFTER_FAILURES)
+    monkeypatch.setattr(copies, "PAGE_ROWS", STORE_DOWN_AFTER_FAILURES)
     notices.insert(payloads(4 * STORE_DOWN_AFTER_FAILURES))
     notices.copy()
     store = UnreachableStore(notices.store, "/")
@@ -297,7 +282,7 @@ def test_a_pass_costs_in_proportion_to_what_is_new(notices: Installation) -> Non
 
 
 def test_every_row_of_many_pages_is_checked(notices: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifier, "PAGE_ROWS", 7)
+    monkeypatch.setattr(copies, "PAGE_ROWS", 7)
     notices.insert(payloads(40))
     notices.copy()
     notices.execute("UPDATE {table} SET payload_stored_at = date_trunc('second', now()) WHERE id % 2 = 0")

@@ -19,6 +19,7 @@ CREATE TABLE IF NOT EXISTS {state} (
 );
 ALTER TABLE {state}
     ADD COLUMN IF NOT EXISTS store_url text,
+    ADD COLUMN IF NOT EXISTS moved_by_hand_at timestamptz,
     ADD COLUMN IF NOT EXISTS full_checkpoint text[],
     ADD COLUMN IF NOT EXISTS fully_verified_at timestamptz;
 CREATE TABLE IF NOT EXISTS {failures} (
@@ -54,6 +55,10 @@ CREATE TABLE IF NOT EXISTS {expired} (
     tenant_id text NOT NULL,
     bytes bigint NOT NULL,
     expired_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE TABLE IF NOT EXISTS {deleted} (
+    object_key text NOT NULL PRIMARY KEY,
+    asked_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE TABLE IF NOT EXISTS {archival_log} (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -146,6 +146,12 @@ JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
 WHERE i.indrelid = %(relation)s::regclass
     AND c.relname ~ '_offload_(unseen|pending|copied|stored)$'
 
+-- name: trigger_names
+SELECT t.tgname::text
+FROM pg_catalog.pg_trigger AS t
+WHERE t.tgrelid = %(relation)s
+    AND NOT t.tgisinternal
+
 -- name: trigger_modes
 -- D: disabled; R: fires on replicas only; O and A: fires for the application.
 SELECT

@@ -58,6 +58,13 @@ BEGIN
                 NEW.{stored_at} := OLD.{stored_at};
                 RETURN NEW;
             END IF;
+            -- The writer stored the same payload once more, and says so by a later moment.
+            IF OLD.{status} = 'in_storage' AND is_placeholder AND NEW.{hash} = OLD.{hash} AND NEW.{size} = OLD.{size}
+                AND NEW.{stored_at} > OLD.{stored_at}
+            THEN
+                NEW.{status} := 'in_storage';
+                RETURN NEW;
+            END IF;
             IF OLD.{status} = 'in_storage' AND (
                 NEW.{payload} IS NULL OR pg_catalog.strpos(NEW.{payload}::text, OLD.{hash}) > 0
             ) THEN
@@ -72,11 +79,21 @@ BEGIN
         END IF;
     END IF;
 
-    -- Offloaded by the writer.
+    -- Offloaded by the writer. Told by the mark, the pointer's own trigger believes a pointer that comes with no change
+    -- of the payload: the statement names the payload, and NULL stays NULL.
     IF is_placeholder AND is_complete THEN
         NEW.{status} := 'in_storage';
-        NEW.{stored_at} := coalesce(NEW.{stored_at}, pg_catalog.clock_timestamp());
+        NEW.{stored_at} := CASE
+            WHEN TG_OP = 'UPDATE' AND NEW.{payload} IS NULL AND OLD.{payload} IS NULL THEN 'infinity'::timestamptz
+            ELSE coalesce(NEW.{stored_at}, pg_catalog.clock_timestamp())
+        END;
         RETURN NEW;
+    END IF;
+    IF {is_reference} THEN
+        RAISE EXCEPTION 'what is written into this row of % is the reference to a payload in storage, without its pointer',
+            TG_TABLE_NAME
+            USING ERRCODE = 'check_violation',
+            HINT = 'Write the payload that it stands for, or the pointer columns as well.';
     END IF;
     IF is_new_pointer AND NEW.{payload} IS NULL AND (NEW.{object_key} IS NOT NULL OR NEW.{hash} IS NOT NULL) THEN
         RAISE EXCEPTION 'a row of % names an object without hash, key and size: it could never be verified', TG_TABLE_NAME
@@ -109,15 +126,13 @@ BEGIN
         NEW.{stored_at} := NULL;
         RETURN NEW;
     END IF;
+    IF NEW.{stored_at} = 'infinity' THEN
+        NEW.{stored_at} := pg_catalog.clock_timestamp();
+        RETURN NEW;
+    END IF;
     -- Another payload: the payload's own trigger has judged it. The stored size tells most apart without printing them.
     IF pg_catalog.pg_column_size(NEW.{payload}) IS DISTINCT FROM pg_catalog.pg_column_size(OLD.{payload})
         OR NEW.{payload}::text IS DISTINCT FROM OLD.{payload}::text
-    THEN
-        RETURN NEW;
-    END IF;
-    -- A whole other pointer: the writer's exchange of one stored payload for another.
-    IF OLD.{status} = 'in_storage' AND NEW.{status} = 'in_storage' AND NEW.{object_key} <> OLD.{object_key}
-        AND NEW.{hash} IS NOT NULL AND NEW.{size} IS NOT NULL
     THEN
         RETURN NEW;
     END IF;
@@ -150,6 +165,7 @@ WHEN (
     OR NEW.{status} IS DISTINCT FROM 'inline'
     OR NEW.{object_key} IS NOT NULL
     OR NEW.{hash} IS NOT NULL
+    OR {is_reference}
 )
 EXECUTE FUNCTION {function}()
 
@@ -162,6 +178,7 @@ WHEN (
     OR NEW.{status} IS DISTINCT FROM 'inline'
     OR NEW.{object_key} IS NOT NULL
     OR NEW.{hash} IS NOT NULL
+    OR {is_reference}
 )
 EXECUTE FUNCTION {function}()
 
@@ -175,9 +192,10 @@ EXECUTE FUNCTION {function}()
 COMMENT ON TRIGGER {trigger} ON {relation} IS {fingerprint}
 
 -- name: get_payload
--- The payload where the row still holds it, else the storage reference.
-CREATE OR REPLACE FUNCTION {get_payload}({arguments}) RETURNS {payload_type} LANGUAGE sql STABLE AS $offload$
+-- The payload where the row still holds it, else the storage reference; of an expired one, that it is deleted.
+CREATE OR REPLACE FUNCTION {called}({arguments}) RETURNS {payload_type} LANGUAGE sql STABLE AS $offload$
     SELECT CASE
+        WHEN t.{payload} IS NULL AND t.{status} = 'expired' THEN '{{"deleted": true}}'::{payload_type}
         WHEN t.{payload} IS NULL AND t.{object_key} IS NOT NULL THEN ({reference})::text::{payload_type}
         ELSE t.{payload}
     END
@@ -196,8 +214,116 @@ jsonb_build_object(
     'url', {store_url} || t.{object_key}
 )
 
+-- name: move_to_storage
+-- A move by hand: the row names the object that the caller uploads, and keeps its payload until verification has read
+-- that object whole. Names and dates are printed as the pipeline prints them, whatever the session's settings.
+-- Locks, in this order and until the caller's transaction ends: the row's claim, which copiers take as well; the row, NO
+-- KEY UPDATE; the partition's state row. Verification sets its mark under that last one: so either it sees this row, or
+-- the row's stored_at is above the mark, which can then never pass an object that nobody has looked at. Index: the
+-- primary key.
+CREATE OR REPLACE FUNCTION {called}({arguments}, text) RETURNS {payload_type} LANGUAGE plpgsql
+SET TimeZone = 'UTC'
+SET DateStyle = 'ISO, YMD'
+SET IntervalStyle = 'postgres'
+SET extra_float_digits = 1
+SET bytea_output = 'hex'
+AS $offload$
+#variable_conflict use_column
+<<by_hand>>
+DECLARE
+    given_path text := {path_argument};
+    path_to_be text;
+    stamp timestamptz;
+    moved record;
+    place record;
+BEGIN
+    SELECT {plain_key_text} AS key_text INTO moved FROM {relation} AS t WHERE {argument_match};
+    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended({lock_space} || moved.key_text, 0));
+    SELECT
+        {plain_key_text} AS key_text,
+        {tenant_text} AS tenant,
+        t.{status} AS status,
+        t.{object_key} AS object_key,
+        t.{payload} AS payload,
+        pg_catalog.octet_length(t.{payload}::text)::bigint AS size,
+        pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(t.{payload}::text, 'UTF8')), 'hex') AS hash
+    INTO moved FROM {relation} AS t WHERE {argument_match} FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '%: no row has this key', {table_name} USING ERRCODE = 'no_data_found';
+    ELSIF moved.tenant IS NULL THEN
+        RAISE EXCEPTION '% %: its tenant is NULL, so it belongs to no partition', {table_name}, moved.key_text
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    ELSIF moved.status = 'expired' THEN
+        RAISE EXCEPTION '% %: the payload is expired and was given up', {table_name}, moved.key_text
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    ELSIF moved.status IN ('copied', 'in_storage') THEN
+        RAISE EXCEPTION '% %: the payload is % already, as %', {table_name}, moved.key_text,
+            CASE moved.status WHEN 'copied' THEN 'copied' ELSE 'in storage' END, moved.object_key
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    ELSIF moved.payload IS NULL THEN
+        RAISE EXCEPTION '% %: the row has no payload', {table_name}, moved.key_text
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    ELSIF moved.size > {most_bytes} THEN
+        RAISE EXCEPTION '% %: the payload is % bytes, max_object_bytes is %',
+            {table_name}, moved.key_text, moved.size, {most_bytes} USING ERRCODE = 'program_limit_exceeded';
+    END IF;
+
+    -- Without the hash in its key, a later payload's object would take this one's place.
+    path_to_be := pg_catalog.replace(given_path, '{{sha256}}', moved.hash);
+    IF pg_catalog.strpos(path_to_be, moved.hash) = 0 THEN
+        path_to_be := pg_catalog.rtrim(path_to_be, '/') || '/' || moved.hash || '.json.gz';
+    END IF;
+    IF path_to_be IS NULL OR pg_catalog.length(path_to_be) > 1024 OR path_to_be ~ '(^|/)[.][.]?(/|$)'
+        OR path_to_be !~ '^[A-Za-z0-9_.,=%~-]{{1,255}}(/[A-Za-z0-9_.,=%~-]{{1,255}})*$'
+    THEN
+        RAISE EXCEPTION 'the path % is no object key', coalesce(pg_catalog.quote_literal(given_path), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Write folder/{{sha256}}.json.gz, or folder: relative, of letters, digits and _ . , = % ~ - between slashes.';
+    END IF;
+
+    INSERT INTO {state} AS s (tenant_id, table_name, store_url)
+    VALUES (moved.tenant, {table_name}, {configured_store})
+    ON CONFLICT (tenant_id, table_name) DO UPDATE SET
+        store_url = coalesce(s.store_url, excluded.store_url),
+        updated_at = pg_catalog.clock_timestamp()
+    RETURNING s.verification_mark AS mark, s.store_url AS store_url INTO place;
+    IF place.store_url <> {configured_store} THEN
+        RAISE EXCEPTION '%, tenant %: its objects are in %, and this was installed for %',
+            {table_name}, moved.tenant, place.store_url, {configured_store}
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Run offload install with the store configured.';
+    END IF;
+    stamp := greatest(pg_catalog.clock_timestamp(), place.mark + interval '1 microsecond');
+
+    UPDATE {relation} AS t
+    SET
+        {status} = 'copied',
+        {size} = moved.size,
+        {object_key} = by_hand.path_to_be,
+        {hash} = moved.hash,
+        {stored_at} = by_hand.stamp
+    WHERE {argument_match};
+    UPDATE {state}
+    SET
+        rows_copied = rows_copied + 1,
+        payload_bytes_copied = payload_bytes_copied + moved.size,
+        moved_by_hand_at = greatest(moved_by_hand_at, by_hand.stamp)
+    WHERE tenant_id = moved.tenant
+        AND table_name = {table_name};
+    UPDATE {failures}
+    SET resolved_at = pg_catalog.clock_timestamp()
+    WHERE table_name = {table_name}
+        AND tenant_id = moved.tenant
+        AND primary_key = moved.key_text
+        AND stage IN ('copy', 'write')
+        AND resolved_at IS NULL;
+    INSERT INTO {log} (run_id, table_name, tenant_id, action, rows, bytes)
+    VALUES ('sql ' || session_user, {table_name}, moved.tenant, 'manual move', 1, moved.size);
+    RETURN moved.payload;
+END
+$offload$
+
 -- name: comment_on_function
-COMMENT ON FUNCTION {get_payload} IS {fingerprint}
+COMMENT ON FUNCTION {called} IS {fingerprint}
 
 -- name: create_index
 -- SHARE UPDATE EXCLUSIVE: reads and writes go on.

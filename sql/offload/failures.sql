@@ -5,7 +5,7 @@
 INSERT INTO {failures} AS f (tenant_id, table_name, primary_key, stage, error_class, message, permanent, row_version,
     next_attempt_at)
 VALUES (%(tenant)s, %(table)s, %(primary_key)s, %(stage)s, %(error_class)s, %(message)s, %(permanent)s,
-    %(row_version)s, clock_timestamp() + interval '30 seconds')
+    %(row_version)s, clock_timestamp() + (1 + random() / 2) * interval '30 seconds')
 ON CONFLICT (table_name, tenant_id, primary_key, stage) DO UPDATE SET
     error_class = excluded.error_class,
     message = excluded.message,
@@ -49,8 +49,82 @@ EXISTS (
         AND (f.permanent OR f.attempts >= %(max_attempts)s OR f.next_attempt_at > statement_timestamp())
 )
 
+-- name: open_keys
+-- One page of the rows of a partition with an open failure at one stage. Locks: none. Index: the primary key.
+SELECT primary_key
+FROM {failures}
+WHERE table_name = %(table)s
+    AND tenant_id = %(tenant)s
+    AND stage = %(stage)s
+    AND resolved_at IS NULL
+    AND (%(after)s::text IS NULL OR primary_key > %(after)s::text)
+ORDER BY primary_key
+LIMIT %(page_rows)s
+
+-- name: newest_open
+-- And the time. Locks: none. Index: payload_offload_failures_open, its last entry.
+SELECT
+    max(last_failed_at),
+    statement_timestamp()
+FROM {failures}
+WHERE resolved_at IS NULL
+
+-- name: open_in_table
+-- One page of a table's open failures, of one tenant or of all. Locks: none. Index: payload_offload_failures_open, or
+-- the primary key for one tenant.
+SELECT
+    tenant_id,
+    primary_key,
+    stage,
+    last_failed_at
+FROM {failures}
+WHERE table_name = %(table)s
+    AND (%(tenant)s::text IS NULL OR tenant_id = %(tenant)s::text)
+    AND resolved_at IS NULL
+    AND last_failed_at <= %(until)s::timestamptz
+    AND (last_failed_at, tenant_id, primary_key, stage) > (%(last_failed_at)s::timestamptz, %(after_tenant)s::text,
+        %(after)s::text, %(after_stage)s::text)
+ORDER BY last_failed_at, tenant_id, primary_key, stage
+LIMIT %(page_rows)s
+
+-- name: statuses_of_failed
+-- Of these rows of these tenants, the ones that exist. Locks: none. Index: the primary key.
+SELECT
+    k.position,
+    t.{status}
+FROM unnest({key_arrays}, %(tenants)s::text[]) WITH ORDINALITY AS k ({key_names_bare}, tenant, position)
+JOIN {relation} AS t ON {keys_match}
+WHERE {tenant_text} = k.tenant
+
+-- name: resolve_stale
+-- Closes these failures, unless they failed again meanwhile. Locks: the lines. Index: the primary key.
+UPDATE {failures} AS f
+SET resolved_at = clock_timestamp()
+FROM unnest(%(tenants)s::text[], %(primary_keys)s::text[], %(stages)s::text[], %(moments)s::timestamptz[])
+    AS s (tenant_id, primary_key, stage, last_failed_at)
+WHERE f.table_name = %(table)s
+    AND f.tenant_id = s.tenant_id
+    AND f.primary_key = s.primary_key
+    AND f.stage = s.stage
+    AND f.last_failed_at = s.last_failed_at
+    AND f.resolved_at IS NULL
+
+-- name: retry_failed
+-- Makes the rows that were given up, or that wait for their next attempt, due at once, with all their attempts before
+-- them. They stay open until they succeed. Locks: the lines. Index: payload_offload_failures_open.
+UPDATE {failures}
+SET
+    permanent = FALSE,
+    attempts = 0,
+    first_failed_at = clock_timestamp(),
+    next_attempt_at = clock_timestamp()
+WHERE table_name = %(table)s
+    AND (%(tenant)s::text IS NULL OR tenant_id = %(tenant)s::text)
+    AND stage <> 'verify'
+    AND resolved_at IS NULL
+
 -- name: open_failures
--- For status and alerts. Locks: none. Index: payload_offload_failures_open.
+-- The newest, of the named tables or of all. Locks: none. Index: payload_offload_failures_open.
 SELECT
     table_name,
     tenant_id,
@@ -63,8 +137,22 @@ SELECT
     permanent OR attempts >= %(max_attempts)s AS given_up
 FROM {failures}
 WHERE resolved_at IS NULL
+    AND (%(tables)s::text[] IS NULL OR table_name = ANY(%(tables)s::text[]))
 ORDER BY last_failed_at DESC
 LIMIT %(limit)s
+
+-- name: count_open
+-- Open failures of one table by stage, and those of them that nothing will try again before the row changes.
+-- Locks: none. Index: payload_offload_failures_open.
+SELECT
+    stage,
+    count(*),
+    count(*) FILTER (WHERE permanent OR attempts >= %(max_attempts)s)
+FROM {failures}
+WHERE table_name = %(table)s
+    AND resolved_at IS NULL
+GROUP BY stage
+ORDER BY stage
 
 -- name: count_given_up
 -- Rows of one table that nothing will try again before they change. Locks: none. Index: payload_offload_failures_open.

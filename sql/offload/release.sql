@@ -19,6 +19,7 @@ WITH page AS MATERIALIZED (
         AND {after_position}
         AND {is_chosen}
         AND {is_due_for_release}
+        AND {is_watched}
     ORDER BY t.{stored_at}, {keys}
     LIMIT %(page_rows)s
 ),
@@ -74,6 +75,18 @@ LEFT JOIN hashed AS h ON h.position = p.position
 LEFT JOIN released AS r ON r.position = p.position
 ORDER BY p.position
 
+-- name: is_watched
+-- A condition: the trigger that refuses edits of a freed payload is there and fires. Whoever drops it waits for our
+-- lock on the table, or we for theirs, and this statement's snapshot is younger than that lock.
+-- Locks: none. Index: the catalog's own.
+EXISTS (
+    SELECT
+    FROM pg_catalog.pg_trigger AS g
+    WHERE g.tgrelid = {relation_name}::pg_catalog.regclass
+        AND g.tgname = {guard_trigger}
+        AND g.tgenabled IN ('O', 'A')
+)
+
 -- name: not_freed
 -- Of the rows just released, in the same transaction, those that a trigger of the table made something else of.
 -- Locks: none. Index: the primary key.
@@ -101,6 +114,7 @@ WHERE t.{status} = 'copied'
     AND {after_position}
     AND {is_chosen}
     AND {is_due_for_release}
+    AND {is_watched}
 ORDER BY t.{stored_at}, {keys}
 LIMIT %(page_rows)s
 

@@ -1,3 +1,10 @@
+-- name: wait_for_deletions
+-- Garbage collection looks at the rows and deletes objects under the same lock, alone. So what it deletes is gone before
+-- the mark is set, and missed by this pass; and a row recorded before the mark, it has seen.
+-- Locks: advisory, shared, until the mark is set; waits for a chunk of deletions, some seconds as a rule.
+SELECT pg_advisory_xact_lock_shared(hashtextextended('offload_pipeline gc', 0))
+FROM set_config('lock_timeout', '3min', TRUE)
+
 -- name: set_mark
 -- Locks the state row, so that every recording transaction is either committed and visible or will stamp its rows
 -- later than the mark (see open_state and record_copied).
@@ -6,13 +13,17 @@ VALUES (%(tenant)s, %(table)s, clock_timestamp())
 ON CONFLICT (tenant_id, table_name) DO UPDATE SET
     verification_mark = greatest(clock_timestamp(), s.verification_mark + interval '1 microsecond'),
     updated_at = clock_timestamp()
-RETURNING s.verification_mark, s.verified_through, s.store_url
+RETURNING
+    s.verification_mark,
+    s.verified_through,
+    s.store_url,
+    coalesce(s.moved_by_hand_at > coalesce(s.verified_through, '-infinity'), FALSE) AS has_moves_by_hand
 
 -- name: new_copies
 -- One page of the rows copied since the last pass. Locks: none. Index: <table>_offload_copied.
 SELECT
     {keys_as_text},
-    t.{stored_at},
+    {stored_at_of_copy},
     t.{object_key},
     t.{hash},
     t.{size}
@@ -33,12 +44,13 @@ WITH pivot AS MATERIALIZED (
     FROM {relation} AS e
     WHERE e.{status} = {sampled_status}
         AND e.{stored_at} <= %(sampled_through)s::timestamptz
+        AND isfinite(e.{stored_at})
         AND {is_tenant_e}
 )
 (
     SELECT
         {keys_as_text},
-        t.{stored_at},
+        {stored_at_of_copy},
         t.{object_key},
         t.{hash},
         t.{size}
@@ -54,7 +66,7 @@ UNION ALL
 (
     SELECT
         {keys_as_text},
-        t.{stored_at},
+        {stored_at_of_copy},
         t.{object_key},
         t.{hash},
         t.{size}
@@ -67,8 +79,22 @@ UNION ALL
 )
 LIMIT %(page_rows)s
 
+-- name: copies_of
+-- Of these rows, the ones that name an object. Locks: none. Index: the primary key.
+SELECT
+    {keys_as_text},
+    {stored_at_of_copy},
+    t.{object_key},
+    t.{hash},
+    t.{size}
+FROM unnest({key_arrays}) AS k ({key_names_bare})
+JOIN {relation} AS t ON {keys_match}
+WHERE t.{status} IN ('copied', 'in_storage')
+    AND {is_tenant}
+
 -- name: still_named
 -- Which of these rows still name the object that was looked at, and PostgreSQL's own hash of what the row holds.
+-- Locks: none. Index: the primary key.
 SELECT
     k.position,
     t.{status},
@@ -76,6 +102,7 @@ SELECT
 FROM unnest({key_arrays}, %(object_keys)s::text[]) WITH ORDINALITY AS k ({key_names_bare}, object_key, position)
 JOIN {relation} AS t ON {keys_match}
 WHERE t.{object_key} IS NOT DISTINCT FROM k.object_key
+    AND t.{status} IN ('copied', 'in_storage')
 
 -- name: advance
 -- The gate that release reads.

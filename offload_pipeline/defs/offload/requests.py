@@ -65,7 +65,7 @@ def look_at_queue(pipeline: Pipeline) -> QueueLook:
     pending: dict[tuple[str, str], PendingPartition] = {}
     with pipeline.connect() as connection:
         found = [pipeline.inspect(connection, table.name) for table in pipeline.config.tables]
-        for table in [table for table in found if table.is_installed]:
+        for table in [table for table in found if table.is_active]:
             queue = pipeline.pending(connection, table)
             tenant_keys.update(partition_key(tenant, buckets) for tenant in pipeline.tenants(connection, table, queue))
             max_attempts = pipeline.config.offload.max_attempts
@@ -80,7 +80,7 @@ def look_at_queue(pipeline: Pipeline) -> QueueLook:
     return QueueLook(
         tenant_keys=sorted(tenant_keys),
         pending=sorted(pending.values(), key=lambda one: (-one.age_seconds, -one.rows)),
-        not_installed=[table.name for table in found if not table.is_installed],
+        not_installed=[table.name for table in found if not table.is_active],
     )
 
 

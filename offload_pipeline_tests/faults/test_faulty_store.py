@@ -1,21 +1,16 @@
 """Whatever the store does to requests and bytes, nothing is lost, and all is finished once it has recovered."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from offload_pipeline.config import ObjectStoreConfig
 from offload_pipeline.errors import StoreDeniedError
-from offload_pipeline.storage import object_store
-from offload_pipeline.storage.object_store import ObjectStore, open_store
-from offload_pipeline.storage.seaweedfs import SeaweedFS
+from offload_pipeline.storage.object_store import ObjectStore
 from offload_pipeline_tests.factories import large_payload
+from offload_pipeline_tests.faults.proxy import FaultyProxy
 from offload_pipeline_tests.invariant import assert_invariant
 from offload_pipeline_tests.offload.installation import Installation, StoreAddress, installed
-from offload_pipeline_tests.offload.proxy import FaultyProxy
 from offload_pipeline_tests.offload.stores import FaultyStore
 
 PASSES = 6
@@ -45,30 +40,6 @@ def test_a_store_that_spoils_most_requests_loses_nothing(notices: Installation, 
     assert faulty.verify(full=True).passed
     assert all(failure["resolved_at"] for failure in notices.failures().values())
     notices.assert_invariant()
-
-
-@pytest.fixture
-def proxy(seaweedfs: SeaweedFS) -> Iterator[FaultyProxy]:
-    with FaultyProxy(seaweedfs.endpoint).running() as running:
-        yield running
-
-
-@pytest.fixture
-def behind_proxy(database_url: str, s3_url: str, proxy: FaultyProxy) -> Iterator[Installation]:
-    """A table whose store is the S3 server behind the proxy, with short time-outs and no retries of its own."""
-    retries, object_store.RETRIES = object_store.RETRIES, {"max_retries": 0}
-    try:
-        address = StoreAddress(s3_url, {"endpoint": proxy.endpoint, "timeout": "0.5s"})
-        with installed(database_url, address) as installation:
-            yield installation
-    finally:
-        object_store.RETRIES = retries
-
-
-@pytest.fixture
-def real_store(s3_url: str, seaweedfs: SeaweedFS) -> ObjectStore:
-    """The S3 server itself, past the proxy."""
-    return open_store(ObjectStoreConfig(url=s3_url, endpoint=seaweedfs.endpoint), Path())
 
 
 FAULTS: list[dict[str, str]] = [

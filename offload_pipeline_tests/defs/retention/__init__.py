@@ -1,0 +1,1 @@
+"""Assets, check, jobs and schedules of retention."""

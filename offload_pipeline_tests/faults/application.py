@@ -1,0 +1,183 @@
+"""The application: it writes while everything else fails, and notes in the same transaction what it means."""
+
+import contextlib
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import errors, sql
+
+from offload_pipeline.config import TableConfig
+from offload_pipeline_tests.factories import large_payload
+
+TENANTS = ("acme", "globex")
+# Small ones stay in the row.
+SMALLEST_BYTES, LARGEST_BYTES = 20, 3000
+PAUSE_SECONDS = 0.004
+RECONNECT_SECONDS = 0.05
+
+# `first` is the payload a row began with: what a rewrite goes back to (A, B, then A again under the same object key).
+LEDGER = """
+    CREATE TABLE written (
+        table_name text,
+        id bigint,
+        sha256 text,
+        bytes bigint,
+        first text,
+        at timestamptz DEFAULT clock_timestamp(),
+        PRIMARY KEY (table_name, id)
+    )
+"""
+NOTE_INSERT = """
+    INSERT INTO written (table_name, id, sha256, bytes, first)
+    SELECT %(table)s, %(id)s, encode(sha256(convert_to(as_stored, 'UTF8')), 'hex'), octet_length(as_stored), as_stored
+    FROM (SELECT (%(payload)s::jsonb)::text AS as_stored) AS payload
+"""
+_NOTE = """
+    UPDATE written SET
+        sha256 = encode(sha256(convert_to(raw_payload::text, 'UTF8')), 'hex'),
+        bytes = octet_length(raw_payload::text),
+        at = clock_timestamp()
+    FROM done WHERE written.id = done.id AND table_name = %(table)s
+"""
+_SOME_ROW = "(SELECT id FROM {table} ORDER BY id OFFSET %(offset)s LIMIT 1)"
+
+WRITES = {
+    "insert": """
+        WITH done AS (
+            INSERT INTO {table} (tenant_id, raw_payload) VALUES (%(tenant)s, %(payload)s) RETURNING id, raw_payload
+        )
+        INSERT INTO written (table_name, id, sha256, bytes, first)
+        SELECT %(table)s, id, encode(sha256(convert_to(raw_payload::text, 'UTF8')), 'hex'),
+            octet_length(raw_payload::text), raw_payload::text
+        FROM done
+    """,
+    "new payload": f"""
+        WITH done AS (
+            UPDATE {{table}} SET raw_payload = %(payload)s WHERE id = {_SOME_ROW} RETURNING id, raw_payload
+        ) {_NOTE}
+    """,
+    "first payload again": f"""
+        WITH done AS (
+            UPDATE {{table}} AS t SET raw_payload = w.first::jsonb
+            FROM written AS w
+            WHERE t.id = {_SOME_ROW} AND w.table_name = %(table)s AND w.id = t.id
+            RETURNING t.id, raw_payload
+        ) {_NOTE}
+    """,
+    "edit in place": f"""
+        WITH done AS (
+            UPDATE {{table}} SET raw_payload = raw_payload || jsonb_build_object('edit', %(offset)s::integer)
+            WHERE id = {_SOME_ROW} RETURNING id, raw_payload
+        ) {_NOTE}
+    """,
+    "no payload": f"""
+        WITH done AS (
+            UPDATE {{table}} SET raw_payload = NULL, raw_object_key = NULL WHERE id = {_SOME_ROW}
+            RETURNING id, raw_payload
+        ) {_NOTE}
+    """,
+    "touch": f"UPDATE {{table}} SET created_at = created_at WHERE id = {_SOME_ROW}",
+    "other tenant": f"UPDATE {{table}} SET tenant_id = %(tenant)s WHERE id = {_SOME_ROW}",
+    "other key": f"""
+        WITH done AS (
+            UPDATE {{table}} AS t SET id = nextval(pg_get_serial_sequence(%(relation)s, 'id'))
+            FROM {_SOME_ROW} AS old (was)
+            WHERE t.id = old.was
+            RETURNING old.was, t.id
+        )
+        UPDATE written SET id = done.id FROM done WHERE written.id = done.was AND table_name = %(table)s
+    """,
+    "delete": f"""
+        WITH done AS (DELETE FROM {{table}} WHERE id = {_SOME_ROW} RETURNING id)
+        DELETE FROM written USING done WHERE written.id = done.id AND table_name = %(table)s
+    """,
+}  # fmt: skip
+
+_MEANT = """
+    SELECT
+        w.id,
+        CASE WHEN t.payload_storage_status = 'expired' AND w.at <= clock_timestamp() - %(retention)s::interval
+            THEN NULL
+            ELSE w.sha256
+        END
+    FROM written AS w
+    LEFT JOIN {table} AS t ON t.id = w.id
+    WHERE w.table_name = %(table)s
+"""
+
+
+class Application:
+    """One small transaction after the other; servers that restart or break connections only make it connect again."""
+
+    def __init__(self, database_url: str, tables: Sequence[TableConfig], rows: int, seed: int) -> None:
+        self._url, self._tables, self._rows = database_url, tables, rows
+        self._random = random.Random(seed)  # noqa: S311 - the same writes each time
+        self._stop = threading.Event()
+        self._turn = threading.Lock()
+        self._number = 0
+        self.writes: Counter[str] = Counter()
+
+    def begin(self) -> None:
+        """Makes the ledger, and fills the tables."""
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            connection.execute(LEDGER)
+            for number in range(self._rows * len(self._tables)):
+                self._write(connection, "insert", self._tables[number % len(self._tables)])
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Writes in a thread of its own."""
+        thread = threading.Thread(target=self._run)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Between two transactions."""
+        with self._turn:
+            yield
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self._url, autocommit=True) as connection:
+                while not self._stop.wait(PAUSE_SECONDS):
+                    with self._turn:
+                        kind = self._random.choice(list(WRITES))
+                        self._write(connection, kind, self._random.choice(self._tables))
+            self._stop.wait(RECONNECT_SECONDS)
+
+    def _write(self, connection: psycopg.Connection, kind: str, table: TableConfig) -> None:
+        self._number += 1
+        size = self._random.randrange(SMALLEST_BYTES, LARGEST_BYTES)
+        values: dict[str, Any] = {
+            "table": table.name,
+            "relation": table.relation,
+            "offset": self._random.randrange(self._rows),
+            "tenant": self._random.choice(TENANTS),
+            "payload": large_payload(size, self._number),
+        }
+        relation = sql.Identifier(*table.schema_and_name)
+        try:
+            done = connection.execute(sql.SQL(WRITES[kind]).format(table=relation), values).rowcount
+        except errors.ObjectNotInPrerequisiteState:
+            # The trigger refuses an edit that would build on a payload in storage, as it promises.
+            self.writes["refused edit"] += 1
+        else:
+            self.writes[kind] += done
+
+
+def what_was_written(connection: psycopg.Connection, table: TableConfig) -> dict[Any, str | None]:
+    """By key the hash of what the application wrote last; None also for what it let expire, once its time had come."""
+    rows = connection.execute(
+        sql.SQL(_MEANT).format(table=sql.Identifier(*table.schema_and_name)),
+        {"table": table.name, "retention": table.object_retention},
+    )
+    return dict(rows.fetchall())

@@ -1,0 +1,56 @@
+"""A database that explains every statement as it is executed: how many blocks it touched, with the plan to look at."""
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from offload_pipeline.database.connection import Database
+
+_EXPLAIN = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A statement with the blocks it found in, or read into, the shared buffers."""
+
+    statement: str
+    blocks: int
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExplainingDatabase(Database):
+    """Each statement that names `relation` is explained in a savepoint, rolled back, and then executed."""
+
+    relation: str = ""
+    explained: list[Explained] = field(default_factory=list)
+
+    def connect(self) -> psycopg.Connection:
+        """As the real one, with a cursor that explains."""
+        connection = super().connect()
+        connection.cursor_factory = self._cursor_factory()
+        return connection
+
+    def _cursor_factory(self) -> type[psycopg.Cursor[Any]]:
+        database, one_at_a_time = self, threading.Lock()
+
+        class ExplainingCursor(psycopg.Cursor[Any]):
+            def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+                if isinstance(query, sql.Composed) and database.relation in query.as_string(self):
+                    found = _explain(self.connection, query, params)
+                    with one_at_a_time:
+                        database.explained.append(found)
+                return super().execute(query, params, **options)
+
+        return ExplainingCursor
+
+
+def _explain(connection: psycopg.Connection, query: sql.Composed, params: Any) -> Explained:
+    with connection.transaction(force_rollback=True), psycopg.Cursor(connection) as cursor:
+        found = cursor.execute(_EXPLAIN + query, params).fetchone()
+        assert found is not None
+        plan = found[0][0]["Plan"]
+        return Explained(query.as_string(connection), plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], plan)
