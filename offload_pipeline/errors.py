@@ -25,8 +25,8 @@ class StoreUnavailableError(TransientError):
     """The object store did not answer, or answered with an error that may pass."""
 
 
-class ReadBackMismatchError(TransientError):
-    """The store gave back other bytes than were sent; nothing was recorded."""
+class ReadBackMismatchError(StoreUnavailableError):
+    """The store gave back other bytes than were sent; nothing was recorded. The store's fault, not the row's."""
 
 
 class ObjectMissingError(PermanentError):

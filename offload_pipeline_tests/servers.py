@@ -24,6 +24,7 @@ DEBIAN_BIN_DIR = f"/usr/lib/postgresql/{SYSTEM_MAJOR_VERSION}/bin"
 FAST_SETTINGS = {
     "fsync": "off",
     "max_connections": "100",
+    "max_prepared_transactions": "10",
     "shared_buffers": "64MB",
     "max_wal_size": "1GB",
     "lc_messages": "C",

@@ -28,6 +28,8 @@ TRIGGER_NAMES = (
 )
 # What each of the queue's indexes is for, by the ending of its name.
 INDEX_TITLES = ("unseen", "pending", "copied", "stored")
+# What the comments of our triggers and functions begin with.
+_FINGERPRINT = "offload_pipeline "
 # `get_activity_payload(id)` beside `get_activities_payload(id)`: a name existing applications call.
 FUNCTION_ALIASES = {"activities": "activity"}
 # Its functions have the plain name as well, whatever other tables there are.
@@ -193,17 +195,29 @@ def _functions(
 ) -> list[sql.Composed]:
     statements: list[sql.Composed] = []
     for kind, name, arguments in _function_names(table, is_only=is_only):
-        function = names | {"called": sql.Identifier(table.schema, name)}
-        create = statement("install/table", kind, function)
+        called = sql.Identifier(table.schema, name)
+        signature = sql.SQL(f"{{}}({{}}{arguments})").format(called, names["arguments"])
+        create = statement("install/table", kind, names | {"called": called})
         wanted = _fingerprint([create], connection)
         found = connection.execute(
-            statement("install/catalog", "function_description"), {"schema": table.schema, "name": name}
-        ).fetchall()
-        if (wanted,) not in found:
-            signature = sql.SQL(f"{{}}({{}}{arguments})").format(function["called"], names["arguments"])
+            statement("install/catalog", "function_description"), {"signature": signature.as_string(connection)}
+        ).fetchone()
+        if found is None or found[0] != wanted:
             comment = {"called": signature, "fingerprint": sql.Literal(wanted)}
-            statements += [create, statement("install/table", "comment_on_function", comment)]
+            statements += [
+                *_in_the_way(table, signature.as_string(connection), found), create,
+                statement("install/table", "comment_on_function", comment),
+            ]  # fmt: skip
     return statements
+
+
+def _in_the_way(table: Table, signature: str, found: tuple[str, str] | None) -> Iterator[sql.Composed]:
+    """A function cannot be replaced by one that returns another type: ours, of another table or time, makes room."""
+    if found is None or found[1] == table.payload_type:
+        return
+    if not found[0].startswith(_FINGERPRINT):
+        raise UserError(f"{table.name}: there is another function {signature}, returning {found[1]}; rename or drop it")
+    yield statement("install/uninstall", "drop_function", {"function": sql.SQL(signature)})
 
 
 def _function_names(table: Table, *, is_only: bool) -> Iterator[tuple[str, str, str]]:
@@ -292,7 +306,7 @@ def _bounded(beginning: str, ending: str) -> str:
 
 def _fingerprint(statements: list[sql.Composed], connection: Connection) -> str:
     text = "\n".join(item.as_string(connection) for item in statements)
-    return f"offload_pipeline {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{_FINGERPRINT}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 # One at a time: two installs would build the same index twice. The server may still be busy ending a command before.

@@ -1,7 +1,8 @@
 """Deletions that may still be on their way: a request without an answer can be carried out long after.
 
 The same payload written again has the same object key, and a deletion asked for before would take the new object. So
-a deletion is announced before the store is asked, and for an hour nobody trusts an object under that key.
+a deletion is announced before the store is asked, and withdrawn when the store has answered; without an answer, nobody
+trusts an object under that key for an hour.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,13 @@ def announce(connection: Connection, schema: str, object_keys: Sequence[str]) ->
     with transaction(connection):
         connection.execute(statement("offload/deletions", "forget", names), bound)
         connection.execute(statement("offload/deletions", "announce", names), bound)
+
+
+def withdraw(connection: Connection, schema: str, object_keys: Sequence[str]) -> None:
+    """No request is on its way any more, or none was sent; in the caller's transaction."""
+    connection.execute(
+        statement("offload/deletions", "withdraw", bookkeeping_names(schema)), {"object_keys": list(object_keys)}
+    )
 
 
 def announced(connection: Connection, schema: str, object_keys: Sequence[str]) -> set[str]:

@@ -62,7 +62,9 @@ class SampledRows:
         limit = table.config.threshold_bytes // TEXT_PER_STORED_BYTE[table.payload_type]
         is_small = (self.stored_bytes <= limit) & ~self.is_compressed & (table.config.threshold_bytes > 0)
         is_unseen = (self.states == "never_seen") & ~is_small
-        return self.has_payload & self.has_tenant & (is_unseen | (self.states == "pending_move"))
+        is_pending = self.states == "pending_move"
+        moves: NDArray[np.bool_] = self.has_payload & self.has_tenant & (is_unseen | is_pending)
+        return moves
 
 
 @dataclass(frozen=True)

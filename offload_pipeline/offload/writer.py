@@ -20,11 +20,12 @@ from offload_pipeline.database.connection import server_message
 from offload_pipeline.database.shared import SharedConnection
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
-from offload_pipeline.errors import OffloadError, PayloadInvalidError, UserError
+from offload_pipeline.errors import ObjectMissingError, OffloadError, PayloadInvalidError, UserError
 from offload_pipeline.offload.claims import ClaimedRow, Partition, require_same_store
 from offload_pipeline.offload.copier import StoredPayload, store_payload
 from offload_pipeline.offload.deletions import announced, not_yet
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
+from offload_pipeline.offload.packing import holds
 from offload_pipeline.offload.release import placeholder
 from offload_pipeline.storage.keys import object_key
 
@@ -157,17 +158,30 @@ class PayloadWriter:
     def _store(
         self, cursor: psycopg.Cursor[Any], place: _Place, canonical: bytes, *, keeps_lock: bool
     ) -> StoredPayload:
-        partition = place.partition
+        """Under the object's lock. What a row names already is not put again: a bad PUT would take the only copy."""
+        template, sha256 = place.partition.table.config.key_template, hashlib.sha256(canonical).hexdigest()
         key = object_key(
-            partition.table.config.key_template, tenant=partition.tenant, table=partition.table.name,
-            primary_key=place.key, sha256=hashlib.sha256(canonical).hexdigest(),
+            template, tenant=place.partition.tenant, table=place.partition.table.name,
+            primary_key=place.key, sha256=sha256,
         )  # fmt: skip
-        cursor.execute(statement("offload/write", "lock_object"), {"object_key": key}, prepare=False)
-        if self._connection.run(lambda own: announced(own, partition.table.schema, [key])):
+        lock = "lock_object" if "{primary_key}" in template else "share_object"
+        cursor.execute(statement("offload/write", lock), {"object_key": key}, prepare=False)
+        is_condemned, is_named = self._connection.run(lambda own: _look(own, place, key))
+        if is_condemned:
             raise not_yet(key)
+        if is_named and (object_bytes := self._standing(key, sha256)):
+            return StoredPayload(place.key, "", key, sha256, len(canonical), object_bytes)
         row = ClaimedRow(place.key, "", canonical)
         compression = self._pipeline.config.offload.compression
-        return store_payload(self._pipeline.store, partition, row, compression, renews=not keeps_lock)
+        return store_payload(self._pipeline.store, place.partition, row, compression, renews=not keeps_lock)
+
+    def _standing(self, key: str, sha256: str) -> int | None:
+        """The bytes of the object, if it is there and whole."""
+        try:
+            data = self._pipeline.store.get(key)
+        except ObjectMissingError:
+            return None
+        return len(data) if holds(data, sha256) else None
 
     def _pointer(self, place: _Place, stored: StoredPayload) -> dict[str, Any]:
         table = place.partition.table
@@ -190,6 +204,15 @@ class PayloadWriter:
             self._connection.run(lambda own: record_failures(own, place.partition, "write", [failure]))
         except (OffloadError, psycopg.Error) as unrecorded:
             log.warning("%s: not recorded in payload_offload_failures (%s): %s", place, unrecorded, error)
+
+
+def _look(own: Connection, place: _Place, key: str) -> tuple[bool, bool]:
+    """Whether a deletion of this object may be on its way, and whether the row names it."""
+    table = place.partition.table
+    bound = {**table.key_parameters([place.key]), "object_key": key}
+    row = own.execute(statement("offload/write", "names_object", table.names()), bound).fetchone()
+    assert row is not None  # noqa: S101 - EXISTS returns one row
+    return bool(announced(own, table.schema, [key])), bool(row[0])
 
 
 @contextlib.contextmanager

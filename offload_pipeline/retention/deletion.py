@@ -17,7 +17,7 @@ from psycopg import Connection
 from offload_pipeline.database.connection import Database, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.errors import ObjectMissingError, OffloadError, StoreDeniedError
-from offload_pipeline.offload.deletions import announce
+from offload_pipeline.offload.deletions import announce, withdraw
 from offload_pipeline.retention.naming import Naming
 from offload_pipeline.storage.object_store import ObjectStore
 
@@ -102,6 +102,8 @@ class Deletion:
             if condemned:
                 self._announce(condemned)
                 executioner.delete(condemned)
+                settled = [key for key in condemned if fates.of[key] is not Fate.FAILED]
+                withdraw(self._connection, self._database.schema, settled)
         return fates
 
     def _announce(self, object_keys: list[str]) -> None:

@@ -17,6 +17,7 @@ from offload_pipeline.retention.deletion import AWAY, CHUNK_KEYS, Deletion, Fate
 from offload_pipeline.retention.findings import GarbageResult, TableGarbage
 from offload_pipeline.retention.listing import Listing, delete_leftover
 from offload_pipeline.retention.naming import Naming
+from offload_pipeline.retention.older_transactions import PATIENCE, wait_for_older_transactions
 from offload_pipeline.retention.ownership import Scope, other_stores
 from offload_pipeline.retention.spool import Spool, Suspect, in_chunks
 from offload_pipeline.storage.object_store import ObjectStore
@@ -27,12 +28,16 @@ SCANNED_KEYS = 5000
 
 @dataclass(frozen=True)
 class GarbageOptions:
-    """`grace` is counted from an object's last PUT; `max_orphan_share` is of a table's listed objects, 0 to 1."""
+    """`grace` is counted from an object's last PUT; `max_orphan_share` is of a table's listed objects, 0 to 1.
+
+    `patience` is for transactions that are older than the look at the rows; nothing is deleted before they have ended.
+    """
 
     grace: timedelta
     max_orphan_share: float
     delete: bool
     store_threads: int
+    patience: timedelta = PATIENCE
 
 
 def collect_garbage(
@@ -108,6 +113,8 @@ class _Collector:
 
     def delete(self, orphans: Spool) -> None:
         """Deletes the orphans of the tables that look sound, each after another look."""
+        if any(counted.orphans and not counted.stopped for counted in self.result.tables.values()):
+            self.result.stopped_by = wait_for_older_transactions(self._connection, self._options.patience)
         sound = (
             orphan
             for chunk in orphans.chunks(CHUNK_KEYS)

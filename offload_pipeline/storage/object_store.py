@@ -84,8 +84,9 @@ class StoredObject:
 class ObjectStore:
     """One bucket or folder. Every method raises only errors of `offload_pipeline.errors`."""
 
-    def __init__(self, store: Any, url: str, folder: Path | None = None) -> None:
-        self._store, self.url, self._folder = store, url, folder
+    def __init__(self, store: Any, url: str, folder: Path | None = None, *, deleting: Any = None) -> None:
+        """`deleting` is the client for deletions: one that sends each request once."""
+        self._store, self.url, self._folder, self._deleting = store, url, folder, deleting or store
 
     def put(self, key: str, data: bytes) -> None:
         """Stores the object, replacing what was there; on a local store only fsync counts as stored."""
@@ -117,9 +118,12 @@ class ObjectStore:
         return Trailer(size, crc32, payload_bytes)
 
     def delete(self, key: str) -> None:
-        """Removes the object; one that is not there is no error."""
+        """Removes the object; one that is not there is no error.
+
+        Asked once: after an answer, no earlier request can still be on its way. After StoreUnavailableError it can.
+        """
         with contextlib.suppress(ObjectMissingError), self._translated(key):
-            obstore.delete(self._store, key)
+            obstore.delete(self._deleting, key)
 
     def head(self, key: str) -> StoredObject:
         """Size and age of an object without its bytes. Raises ObjectMissingError."""
@@ -234,7 +238,9 @@ def open_store(config: ObjectStoreConfig, home: Path) -> ObjectStore:
             folder = Path(unquote(url.removeprefix("file://")))
             make_root(folder)
             return ObjectStore(LocalStore(folder), url, folder)
-        return ObjectStore(from_url(url, **_remote_options(config, url)), url)
+        options = _remote_options(config, url)
+        deleting = from_url(url, **options | {"retry_config": RETRIES | {"max_retries": 0}})
+        return ObjectStore(from_url(url, **options), url, deleting=deleting)
     except (OSError, ValueError, exceptions.BaseError) as error:
         raise UserError(
             f"object_store.url {url}: {str(error).splitlines()[0]}; check the path or bucket name"

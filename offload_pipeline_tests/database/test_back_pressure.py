@@ -40,6 +40,10 @@ FILL_TOAST = """
     INSERT INTO {table} (tenant_id, padding) SELECT 'filler', string_agg(md5(n::text || i::text), '')
     FROM generate_series(1, 300) AS n, generate_series(1, 250) AS i GROUP BY n
 """
+VACUUMS = """
+    SELECT count(*) FROM pg_stat_progress_vacuum AS v JOIN pg_class AS c ON v.relid IN (c.oid, c.reltoastrelid)
+    WHERE c.relname IN ('notices', 'notices_old')
+"""
 # A page costs at least 1, so that each takes a tenth of a second or more.
 SLOW_VACUUM = ("vacuum_threshold = 10", "vacuum_scale_factor = 0", "vacuum_cost_delay = 100", "vacuum_cost_limit = 1")
 
@@ -362,13 +366,7 @@ def let_autovacuum_begin(notices: Installation, relation: str, *, is_toast: bool
 
 def vacuums(connection: Connection) -> int:
     """Of our tables; the catalog's are vacuumed as well."""
-    return int(
-        one(
-            connection,
-            "SELECT count(*) FROM pg_stat_progress_vacuum AS v JOIN pg_class AS c ON v.relid IN (c.oid, c.reltoastrelid)"
-            " WHERE c.relname IN ('notices', 'notices_old')",
-        )
-    )
+    return int(one(connection, VACUUMS))
 
 
 def stop_autovacuum(connection: Connection) -> None:

@@ -36,14 +36,14 @@ NOTE_INSERT = """
     SELECT %(table)s, %(id)s, encode(sha256(convert_to(as_stored, 'UTF8')), 'hex'), octet_length(as_stored), as_stored
     FROM (SELECT (%(payload)s::jsonb)::text AS as_stored) AS payload
 """
-_NOTE = """
+_NOTE = sql.SQL("""
     UPDATE written SET
         sha256 = encode(sha256(convert_to(raw_payload::text, 'UTF8')), 'hex'),
         bytes = octet_length(raw_payload::text),
         at = clock_timestamp()
     FROM done WHERE written.id = done.id AND table_name = %(table)s
-"""
-_SOME_ROW = "(SELECT id FROM {table} ORDER BY id OFFSET %(offset)s LIMIT 1)"
+""")
+_SOME_ROW = sql.SQL("(SELECT id FROM {table} ORDER BY id OFFSET %(offset)s LIMIT 1)")
 
 WRITES = {
     "insert": """
@@ -55,59 +55,47 @@ WRITES = {
             octet_length(raw_payload::text), raw_payload::text
         FROM done
     """,
-    "new payload": f"""
+    "new payload": """
         WITH done AS (
-            UPDATE {{table}} SET raw_payload = %(payload)s WHERE id = {_SOME_ROW} RETURNING id, raw_payload
-        ) {_NOTE}
+            UPDATE {table} SET raw_payload = %(payload)s WHERE id = {some_row} RETURNING id, raw_payload
+        ) {note}
     """,
-    "first payload again": f"""
+    "first payload again": """
         WITH done AS (
-            UPDATE {{table}} AS t SET raw_payload = w.first::jsonb
+            UPDATE {table} AS t SET raw_payload = w.first::jsonb
             FROM written AS w
-            WHERE t.id = {_SOME_ROW} AND w.table_name = %(table)s AND w.id = t.id
+            WHERE t.id = {some_row} AND w.table_name = %(table)s AND w.id = t.id
             RETURNING t.id, raw_payload
-        ) {_NOTE}
+        ) {note}
     """,
-    "edit in place": f"""
+    "edit in place": """
         WITH done AS (
-            UPDATE {{table}} SET raw_payload = raw_payload || jsonb_build_object('edit', %(offset)s::integer)
-            WHERE id = {_SOME_ROW} RETURNING id, raw_payload
-        ) {_NOTE}
+            UPDATE {table} SET raw_payload = raw_payload || jsonb_build_object('edit', %(offset)s::integer)
+            WHERE id = {some_row} RETURNING id, raw_payload
+        ) {note}
     """,
-    "no payload": f"""
+    "no payload": """
         WITH done AS (
-            UPDATE {{table}} SET raw_payload = NULL, raw_object_key = NULL WHERE id = {_SOME_ROW}
+            UPDATE {table} SET raw_payload = NULL, raw_object_key = NULL WHERE id = {some_row}
             RETURNING id, raw_payload
-        ) {_NOTE}
+        ) {note}
     """,
-    "touch": f"UPDATE {{table}} SET created_at = created_at WHERE id = {_SOME_ROW}",
-    "other tenant": f"UPDATE {{table}} SET tenant_id = %(tenant)s WHERE id = {_SOME_ROW}",
-    "other key": f"""
+    "touch": "UPDATE {table} SET created_at = created_at WHERE id = {some_row}",
+    "other tenant": "UPDATE {table} SET tenant_id = %(tenant)s WHERE id = {some_row}",
+    "other key": """
         WITH done AS (
-            UPDATE {{table}} AS t SET id = nextval(pg_get_serial_sequence(%(relation)s, 'id'))
-            FROM {_SOME_ROW} AS old (was)
+            UPDATE {table} AS t SET id = nextval(pg_get_serial_sequence(%(relation)s, 'id'))
+            FROM {some_row} AS old (was)
             WHERE t.id = old.was
             RETURNING old.was, t.id
         )
         UPDATE written SET id = done.id FROM done WHERE written.id = done.was AND table_name = %(table)s
     """,
-    "delete": f"""
-        WITH done AS (DELETE FROM {{table}} WHERE id = {_SOME_ROW} RETURNING id)
+    "delete": """
+        WITH done AS (DELETE FROM {table} WHERE id = {some_row} RETURNING id)
         DELETE FROM written USING done WHERE written.id = done.id AND table_name = %(table)s
     """,
-}  # fmt: skip
-
-_MEANT = """
-    SELECT
-        w.id,
-        CASE WHEN t.payload_storage_status = 'expired' AND w.at <= clock_timestamp() - %(retention)s::interval
-            THEN NULL
-            ELSE w.sha256
-        END
-    FROM written AS w
-    LEFT JOIN {table} AS t ON t.id = w.id
-    WHERE w.table_name = %(table)s
-"""
+}
 
 
 class Application:
@@ -147,7 +135,10 @@ class Application:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self._url, autocommit=True) as connection:
+            with (
+                contextlib.suppress(psycopg.OperationalError),
+                psycopg.connect(self._url, autocommit=True) as connection,
+            ):
                 while not self._stop.wait(PAUSE_SECONDS):
                     with self._turn:
                         kind = self._random.choice(list(WRITES))
@@ -165,8 +156,9 @@ class Application:
             "payload": large_payload(size, self._number),
         }
         relation = sql.Identifier(*table.schema_and_name)
+        names = {"table": relation, "some_row": _SOME_ROW.format(table=relation), "note": _NOTE}
         try:
-            done = connection.execute(sql.SQL(WRITES[kind]).format(table=relation), values).rowcount
+            done = connection.execute(sql.SQL(WRITES[kind]).format(**names), values).rowcount
         except errors.ObjectNotInPrerequisiteState:
             # The trigger refuses an edit that would build on a payload in storage, as it promises.
             self.writes["refused edit"] += 1
@@ -175,9 +167,18 @@ class Application:
 
 
 def what_was_written(connection: psycopg.Connection, table: TableConfig) -> dict[Any, str | None]:
-    """By key the hash of what the application wrote last; None also for what it let expire, once its time had come."""
-    rows = connection.execute(
-        sql.SQL(_MEANT).format(table=sql.Identifier(*table.schema_and_name)),
-        {"table": table.name, "retention": table.object_retention},
-    )
+    """By key the hash of what the application wrote last."""
+    rows = connection.execute("SELECT id, sha256 FROM written WHERE table_name = %s", (table.name,))
     return dict(rows.fetchall())
+
+
+def what_expired(connection: psycopg.Connection, table: TableConfig) -> set[Any]:
+    """The keys that are expired, of payloads whose time had come; none in a table without retention."""
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT id FROM {} AS t JOIN written AS w USING (id) WHERE w.table_name = %s"
+            " AND t.payload_storage_status = 'expired' AND w.at <= clock_timestamp() - %s::interval"
+        ).format(sql.Identifier(*table.schema_and_name)),
+        (table.name, table.object_retention),
+    )
+    return {key for (key,) in rows}

@@ -1,4 +1,4 @@
-"""A campaign: worker after worker under fire from every side, killed, and after each the promise checked anew."""
+"""A campaign: workers under fire from every side, killed, and after each pair of them the promise checked anew."""
 
 import contextlib
 import itertools
@@ -6,33 +6,28 @@ import json
 import os
 import random
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from offload_pipeline.config import ObjectStoreConfig, TableConfig
-from offload_pipeline.offload.claims import Partition
-from offload_pipeline.offload.failures import open_failures
 from offload_pipeline.pipeline import Pipeline
-from offload_pipeline.storage.object_store import PROBE_KEY, ObjectStore, open_store
-from offload_pipeline_tests.factories import install, make_pipeline, make_table, statuses
-from offload_pipeline_tests.faults.application import TENANTS, Application, what_was_written
+from offload_pipeline.storage.object_store import ObjectStore, open_store
+from offload_pipeline_tests.factories import install, make_pipeline, make_table
+from offload_pipeline_tests.faults.application import Application, what_expired, what_was_written
 from offload_pipeline_tests.faults.chance import Chance
 from offload_pipeline_tests.faults.disk import ALL_KINDS as DISK_KINDS
 from offload_pipeline_tests.faults.disk import SmallDisk
 from offload_pipeline_tests.faults.proxy import ALL_KINDS as PROXY_KINDS
 from offload_pipeline_tests.faults.proxy import FaultyProxy
-from offload_pipeline_tests.faults.work import Work
 from offload_pipeline_tests.faults.worker import Orders, Told, Worker
 from offload_pipeline_tests.invariant import assert_invariant
-from offload_pipeline_tests.offload.installation import RUN, let_time_pass
+from offload_pipeline_tests.offload.installation import let_time_pass
 from offload_pipeline_tests.offload.waiting import OURS, advisory_locks, open_transactions
 from offload_pipeline_tests.servers import PostgresServer, wait_until
 
@@ -55,16 +50,18 @@ TIMEOUT = "0.5s"
 DISK_MEGABYTES = 16
 FULL_FILE_BYTES = 64
 
-RATES = (0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
-LONGEST_LIFE_SECONDS = 1.0
-# What befalls a worker before it is killed, one list a life, in turns.
+# One a life, in turns: what the store does to so many of its requests.
+RATES = (0.1, 0.5, 0.02, 0.9, 0.05, 0.2)
+# What befalls a pair of workers before they are killed, one list a life, in turns.
 TROUBLES = (
     ("terminate one", "disk full"), ("restart immediate",), ("terminate all",), ("restart fast",), (), ("disk full",),
     (), ("terminate one", "terminate one"), (), ("let time pass",),
 )  # fmt: skip
-PASSES_TO_FINISH = 4
-# What nothing tries again once it was given up, unlike restoring and verifying.
-TRIED_AGAIN = ("copy", "release", "write", "expire")
+# Between one trouble and the next, and the kills. Measured in work, so that a busy machine sees as much of it.
+MOST_REQUESTS = 120
+# For a pair with nothing to do just then, or no database.
+LONGEST_WAIT_SECONDS = 5
+START_SECONDS = 60
 
 
 @dataclass
@@ -89,9 +86,8 @@ class Campaign:
     rows_checked: int = 0
 
     def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)  # noqa: S311 - moments and rates, not secrets
-        self._troubles = itertools.cycle(TROUBLES)
-        self._clock = threading.Event()
+        self._random = random.Random(self.seed)  # noqa: S311 - moments, not secrets
+        self._rates, self._troubles = itertools.cycle(RATES), itertools.cycle(TROUBLES)
         self._started = time.monotonic()
         self._config = self.folder / "offload.yaml"
         document = self.pipeline.config.model_dump(by_alias=True, exclude_defaults=True)
@@ -101,8 +97,22 @@ class Campaign:
     def tables(self) -> Sequence[TableConfig]:
         return self.pipeline.config.tables
 
+    @property
+    def kinds(self) -> set[str]:
+        """Every fault that it is there to inject."""
+        of_store = PROXY_KINDS if self.proxy else DISK_KINDS
+        kinds = {f"{request} {kind}" for request, known in of_store.items() for kind in known}
+        kinds |= {"database restarted, fast", "database restarted, immediate", "database connection terminated"}
+        return kinds if self.proxy else kinds | {"PUT disk full"}
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[psycopg.Connection]:
+        """Anew each time: the server is restarted again and again."""
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            yield connection
+
     def wage(self, kills: int) -> None:
-        """At least so many kills, then all that is left to do without faults. AssertionError where a promise is broken."""
+        """At least so many, with the promise checked after each two. AssertionError where it is broken."""
         with self.application.writing(), contextlib.ExitStack() as workers:
             pair = self._recruit(workers)
             while self.kills < kills:
@@ -111,41 +121,77 @@ class Campaign:
                 pair = relief
                 with self.application.paused():
                     self.check()
-        self.finish()
+
+    def check(self) -> None:
+        """The promise, row by row against the ledger and the real store; no worker lives and nobody writes."""
+        with self.connect() as connection:
+            assert wait_until(lambda: open_transactions(connection) == 0), "a transaction outlived its worker"
+            assert advisory_locks(connection) == 0, "a claim outlived its worker"
+            for table in self.tables:
+                expected, expired = what_was_written(connection, table), what_expired(connection, table)
+                with self._history_of_what_broke():
+                    assert_invariant(connection, self.store, table, expected, expired=expired)
+                self.rows_checked += len(expected)
+        self.checks += 1
+
+    def heal(self) -> None:
+        """No further fault, and what was on its way has arrived."""
+        if self.proxy:
+            self.injected += self.proxy.injected
+            self.proxy.heal()
+            self.proxy.settle()
+
+    def summary(self) -> dict[str, Any]:
+        """What docs/reliability.md quotes."""
+        return {
+            "seed": self.seed,
+            "postgresql": self.server.version,
+            "store": self.pipeline.store.url.partition(":")[0],
+            "seconds": round(time.monotonic() - self._started),
+            "kills": self.kills,
+            "faults": sum(self.injected.values()),
+            "injected": dict(sorted(self.injected.items())),
+            "reached": dict(self.reached.most_common()),
+            "done": dict(self.done),
+            "writes": dict(self.application.writes),
+            "checks": self.checks,
+            "rows checked": self.rows_checked,
+        }
 
     def _recruit(self, workers: contextlib.ExitStack) -> list[Worker]:
         """The next pair; one of them leaves its client library no fault to hide."""
-        disk_rate = None if self.proxy else self._random.choice(RATES)
+        disk_rate = None if self.proxy else next(self._rates)
         return [
-            workers.enter_context(
-                Worker(self._config, Orders(self._random.randrange(10**6), client_retries=retries, disk_rate=disk_rate))
-            )
+            workers.enter_context(Worker(self._config, Orders(self._random.randrange(10**6), retries, disk_rate)))
             for retries in (0, 1)
         ]
 
     def _live(self, pair: list[Worker]) -> None:
         """Two workers, one trouble after the other, and one killed while the other goes on."""
         if self.proxy and self.proxy.chance:
-            self.proxy.chance.rate = self._random.choice(RATES)
+            self.proxy.chance.rate = next(self._rates)
         for worker in pair:
             worker.go()
-        assert wait_until(self._is_at_work), "the workers did not come to work"
+        assert wait_until(lambda: self._is_at_work(pair), START_SECONDS), "the workers did not come to work"
         for trouble in next(self._troubles):
-            self._wait()
-            self._befall(pair[0], trouble)
+            self._wait(pair)
+            self._befall(pair, trouble)
         for worker in pair:
-            self._wait()
+            self._wait(pair)
             self._take(worker.kill())
             self.kills += 1
 
-    def _wait(self) -> None:
-        self._clock.wait(self._random.uniform(0, LONGEST_LIFE_SECONDS))
-
-    def _is_at_work(self) -> bool:
+    def _is_at_work(self, pair: list[Worker]) -> bool:
+        """Or ended by itself, which `kill` will complain about."""
         with self.connect() as connection:
-            return open_transactions(connection) > 0
+            return open_transactions(connection) > 0 or any(worker.has_ended for worker in pair)
 
-    def _befall(self, worker: Worker, trouble: str) -> None:
+    def _wait(self, pair: list[Worker]) -> None:
+        """Until the workers have asked the store for a few things more."""
+        enough = sum(worker.requests for worker in pair) + self._random.randrange(MOST_REQUESTS)
+        wait_until(lambda: sum(worker.requests for worker in pair) >= enough, LONGEST_WAIT_SECONDS)
+
+    def _befall(self, pair: list[Worker], trouble: str) -> None:
         match trouble.split():
             case ["restart", mode]:
                 self.server.restart(mode)
@@ -153,7 +199,7 @@ class Campaign:
             case ["terminate", which]:
                 self.injected["database connection terminated"] += self._terminate(None if which == "all" else 1)
             case ["disk", "full"] if self.proxy is None:
-                self._fill_disk(worker)
+                self._fill_disk(pair)
             case ["let", *_]:
                 with self.connect() as connection:
                     let_time_pass(connection)
@@ -166,13 +212,13 @@ class Campaign:
                 (OURS, limit),
             ).rowcount
 
-    def _fill_disk(self, worker: Worker) -> None:
+    def _fill_disk(self, pair: list[Worker]) -> None:
         if self.disk is None:
-            with worker.file_size_limit(FULL_FILE_BYTES):
-                self._wait()
+            with pair[0].file_size_limit(FULL_FILE_BYTES):
+                self._wait(pair)
             return
         self.disk.fill()
-        self._wait()
+        self._wait(pair)
         self.disk.make_room()
 
     def _take(self, told: Told) -> None:
@@ -180,18 +226,6 @@ class Campaign:
         self.injected["PUT disk full"] += told.full_disks
         self.reached += told.failed
         self.done += told.done
-
-    def check(self) -> None:
-        """The promise, row by row against the ledger and the real store; no worker lives and nobody writes."""
-        with self.connect() as connection:
-            assert wait_until(lambda: open_transactions(connection) == 0), "a transaction outlived its worker"
-            assert advisory_locks(connection) == 0, "a claim outlived its worker"
-            for table in self.tables:
-                expected = what_was_written(connection, table)
-                with self._history_of_what_broke():
-                    assert_invariant(connection, self.store, table, expected)
-                self.rows_checked += len(expected)
-        self.checks += 1
 
     @contextlib.contextmanager
     def _history_of_what_broke(self) -> Iterator[None]:
@@ -202,103 +236,6 @@ class Campaign:
             if key and self.proxy:
                 error.add_note("\n".join(line for line in self.proxy.history if key[0] in line))
             raise
-
-    def finish(self) -> None:
-        """The faults stop: every row comes to its end, nothing stays open, and nothing was given up meanwhile."""
-        self.heal()
-        with self.connect() as connection:
-            given_up = [one for one in open_failures(connection, "public", self.max_attempts) if one.given_up]
-            assert not [one for one in given_up if one.stage in TRIED_AGAIN], f"given up in an outage: {given_up}"
-            self._write_again(connection)
-            assert all([self.pipeline.restore(one, RUN).is_sound for one in self._partitions(connection)])
-            for _ in range(PASSES_TO_FINISH):
-                let_time_pass(connection)
-                for one in self._partitions(connection):
-                    self.pipeline.lift_holds(one, RUN)
-                sound = all([self.pipeline.drain(one, RUN, unseen=True).is_sound for one in self._partitions(connection)])
-            assert sound
-            assert all([self.pipeline.verify(one, RUN, full=True).passed for one in self._partitions(connection)])
-            self.check()
-            self._assert_finished(connection)
-            assert open_failures(connection, "public", self.max_attempts) == []
-            self._assert_no_orphan_is_left(connection)
-
-    def heal(self) -> None:
-        """No further fault, and what was on its way has arrived."""
-        if self.proxy:
-            self.injected += self.proxy.injected
-            self.proxy.heal()
-            self.proxy.settle()
-
-    @property
-    def max_attempts(self) -> int:
-        return self.pipeline.config.offload.max_attempts
-
-    def _partitions(self, connection: psycopg.Connection) -> list[Partition]:
-        tables = self.pipeline.tables(connection)
-        return [Partition(table, tenant) for table in tables for tenant in TENANTS]
-
-    def _write_again(self, connection: psycopg.Connection) -> None:
-        """What the application was told that it was not written, through the pipeline's writer."""
-        failed = connection.execute(
-            "SELECT table_name, tenant_id, primary_key FROM payload_offload_failures"
-            " WHERE stage = 'write' AND resolved_at IS NULL"
-        )
-        for name, tenant, key in failed.fetchall():
-            Work(self.pipeline, self.seed).write_row(self.pipeline.table(connection, name), tenant, int(key))
-
-    def _assert_finished(self, connection: psycopg.Connection) -> None:
-        for table in self.tables:
-            large = "SELECT id FROM written WHERE table_name = %s AND bytes > %s"
-            keys = {key for (key,) in connection.execute(large, (table.name, THRESHOLD_BYTES))}
-            found = statuses(connection, table)
-            finished = "copied" if table.after_copy == "keep" else "in_storage"
-            expired = {key for key, status in found.items() if status == "expired"}
-            assert {key for key, status in found.items() if status == finished} == keys - expired
-            assert {found[key] for key in set(found) - keys} <= {"inline", "expired"}
-
-    def _assert_no_orphan_is_left(self, connection: psycopg.Connection) -> None:
-        """Garbage collection, once more and without a grace, leaves exactly what the rows name."""
-        Work(self.pipeline, self.seed).collect(timedelta(0))
-        named = {
-            key
-            for table in self.tables
-            for (key,) in connection.execute(f"SELECT raw_object_key FROM {table.name} WHERE raw_object_key IS NOT NULL")
-        }
-        assert {found.key for found in self.store.list() if found.key != PROBE_KEY} == named
-        self.check()
-
-    @contextlib.contextmanager
-    def connect(self) -> Iterator[psycopg.Connection]:
-        """Anew each time: the server is restarted again and again."""
-        with psycopg.connect(self.database_url, autocommit=True) as connection:
-            yield connection
-
-    def summary(self) -> dict[str, Any]:
-        """What docs/reliability.md quotes."""
-        return {
-            "seed": self.seed,
-            "postgresql": self.server.version,
-            "store": self.pipeline.store.url.partition(":")[0],
-            "seconds": round(time.monotonic() - self._started),
-            "kills": self.kills,
-            "faults": sum(self.injected.values()),
-            "injected": dict(sorted(self.injected.items())),
-            "reached": sum(self.reached.values()),
-            "requests that failed": dict(self.reached.most_common(40)),
-            "writes": dict(self.application.writes),
-            "done": dict(self.done),
-            "checks": self.checks,
-            "rows checked": self.rows_checked,
-        }
-
-
-def kinds_of(campaign: Campaign) -> set[str]:
-    """Every fault that a campaign on this store is there to inject."""
-    of_store = PROXY_KINDS if campaign.proxy else DISK_KINDS
-    kinds = {f"{request} {kind}" for request, known in of_store.items() for kind in known}
-    of_database = {"database restarted, fast", "database restarted, immediate", "database connection terminated"}
-    return kinds | of_database | (set() if campaign.proxy else {"PUT disk full"})
 
 
 @contextlib.contextmanager

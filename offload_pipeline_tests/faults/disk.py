@@ -2,7 +2,7 @@
 
 import contextlib
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +20,11 @@ ALL_KINDS = {
     "DELETE": ("refused", "refused after deleting", "nothing deleted"),
 }
 # A GET is altered at another place than a PUT: two alterations that undo each other would be none.
-_SPOILED_PUTS = {"truncated": truncated, "altered": altered}
-_SPOILED_GETS = {"truncated": truncated, "altered": partial(altered, fraction=4)}
+_SPOILED_PUTS: Mapping[str, Callable[[bytes], bytes]] = {"truncated": truncated, "altered": altered}
+_SPOILED_GETS: Mapping[str, Callable[[bytes], bytes]] = {
+    "truncated": truncated,
+    "altered": partial(altered, fraction=4),
+}
 
 
 class FaultyDisk(ObjectStore):
@@ -95,7 +98,7 @@ class SmallDisk:
 def small_disk(folder: Path, megabytes: int) -> Iterator[SmallDisk | None]:
     """Mounted on the folder; None where mounting is not allowed."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         yield None
         return

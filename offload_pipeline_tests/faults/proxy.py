@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -23,6 +23,8 @@ from offload_pipeline.storage.seaweedfs import REGION, SeaweedFS
 from offload_pipeline_tests.faults.chance import Chance
 from offload_pipeline_tests.offload.stores import altered, truncated
 
+Spoilers = Mapping[str, Callable[[bytes], bytes]]
+
 ERRORS = {
     "500": (500, "InternalError"),
     "503 slow down": (503, "SlowDown"),
@@ -32,9 +34,9 @@ ERRORS = {
     "404": (404, "NoSuchKey"),
 }
 # A GET is altered at another place than a PUT: two alterations that undo each other would be none.
-SPOILED_PUTS = {"truncated": truncated, "altered": altered}
-SPOILED_GETS = {"truncated": truncated, "altered": partial(altered, fraction=4)}
-LATE = {"late": bytes, "late truncated": truncated, "late altered": altered}
+SPOILED_PUTS: Spoilers = {"truncated": truncated, "altered": altered}
+SPOILED_GETS: Spoilers = {"truncated": truncated, "altered": partial(altered, fraction=4)}
+LATE: Spoilers = {"late": bytes, "late truncated": truncated, "late altered": altered}
 HOP_BY_HOP = {"connection", "transfer-encoding", "content-length"}
 # Longer than the time-outs that tests configure.
 NO_ANSWER_SECONDS = 2.0
@@ -53,7 +55,7 @@ ALL_KINDS = {
     "HEAD": ("403", "500", "503 slow down", "no answer"),
     "LIST": ("500", "503 slow down", "no answer", "cut", "empty"),
     "NEXT PAGE": ("500", "503 slow down", "no answer", "cut", "empty"),
-    "DELETE": ("500", "503 slow down", "no answer", "cut", "nothing deleted"),
+    "DELETE": ("500", "503 slow down", "no answer", "late", "cut", "nothing deleted"),
 }  # fmt: skip
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from offload_pipeline.errors import StoreDeniedError
+from offload_pipeline.errors import StoreDeniedError, StoreUnavailableError
+from offload_pipeline.offload.copier import STORE_DOWN_AFTER_FAILURES
 from offload_pipeline.storage.object_store import ObjectStore
 from offload_pipeline_tests.factories import large_payload
 from offload_pipeline_tests.faults.proxy import FaultyProxy
@@ -115,3 +116,20 @@ def test_a_fault_that_passes_within_a_request_is_not_even_noticed(
         assert proxy.faults_left == 0
         assert notices.failures() == {}
         notices.assert_invariant()
+
+
+@pytest.mark.parametrize("fault", ["nothing stored", "truncated", "altered"])
+def test_a_store_that_spoils_everything_for_hours_uses_up_no_attempts_and_stops_each_pass(
+    behind_proxy: Installation, past_proxy: Installation, proxy: FaultyProxy, fault: str
+) -> None:
+    behind_proxy.insert(large_payload(300, number) for number in range(STORE_DOWN_AFTER_FAILURES + 20))
+    proxy.faults = {"PUT": fault}
+    for _ in range(behind_proxy.pipeline.config.offload.max_attempts + 1):
+        assert isinstance(behind_proxy.copy().stopped_by, StoreUnavailableError)
+        behind_proxy.let_time_pass()
+    assert {failure["attempts"] for failure in behind_proxy.failures().values()} == {1}
+    past_proxy.assert_invariant()
+
+    assert past_proxy.drain().is_sound
+    assert past_proxy.one_status() == "in_storage"
+    past_proxy.assert_invariant()

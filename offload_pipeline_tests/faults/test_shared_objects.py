@@ -24,7 +24,7 @@ def by_content(
     database_url: str, s3_url: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Installation]:
     monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 0})
-    address = StoreAddress(s3_url, {"endpoint": proxy.endpoint, "timeout": "0.5s"})
+    address = StoreAddress(s3_url, {"endpoint": proxy.endpoint, "timeout": "1s"})
     with installed(database_url, address, key_template="{table}/{sha256}.json.gz") as installation:
         yield installation
 

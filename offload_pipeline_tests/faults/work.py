@@ -1,4 +1,4 @@
-"""What a worker under fire does, one step after the other: everything that the pipeline can do to a row or an object."""
+"""What a worker under fire does, step by step: everything that the pipeline can do to a row or an object."""
 
 import os
 import random
@@ -20,9 +20,11 @@ from offload_pipeline_tests.factories import large_payload
 from offload_pipeline_tests.faults.application import LARGEST_BYTES, NOTE_INSERT, SMALLEST_BYTES, TENANTS
 
 # As always longer than a batch takes from its first PUT until it is recorded; as never, seconds.
-GRACE = timedelta(seconds=10)
+GRACE = timedelta(seconds=20)
+# As always longer than a request can be late (see LATE_SECONDS of the proxy); as never, seconds.
+LINGERING = timedelta(seconds=10)
 # Drained most of the time, so that there is something in storage for the others.
-SHARES = {"drain": 8, "collect": 3, "expire": 2, "write": 4, "restore": 1}
+SHARES = {"drain": 8, "collect": 4, "expire": 2, "write": 4, "restore": 1}
 
 Done = dict[str, int]
 

@@ -7,7 +7,6 @@ hide are not among them. Anything but a named error ends it, which the campaign 
 import contextlib
 import json
 import os
-import random
 import re
 import resource
 import signal
@@ -18,19 +17,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import psycopg
 
 from offload_pipeline.config import CONFIG_VARIABLE
 from offload_pipeline.errors import OffloadError
+from offload_pipeline.offload import deletions
 from offload_pipeline.pipeline import open_pipeline
 from offload_pipeline.storage import object_store
 from offload_pipeline.storage.object_store import ObjectStore, StoredObject, Trailer
 from offload_pipeline_tests.faults.disk import FaultyDisk
-from offload_pipeline_tests.faults.work import Work
+from offload_pipeline_tests.faults.work import LINGERING, Work
 
 REPOSITORY = Path(__file__).parents[2]
 MODULE = "offload_pipeline_tests.faults.worker"
+ASKED = '{"asked": '
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def say(**line: object) -> None:
 
 
 class TellingStore(ObjectStore):
-    """Tells of every request that failed for good."""
+    """Tells of every request, and whether it failed for good."""
 
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner._store, inner.url, inner._folder)
@@ -83,6 +85,7 @@ class TellingStore(ObjectStore):
 
 @contextlib.contextmanager
 def _telling(request: str) -> Iterator[None]:
+    say(asked=request)
     try:
         yield
     except OffloadError as error:
@@ -93,6 +96,7 @@ def _telling(request: str) -> Iterator[None]:
 def main(orders: Orders) -> None:
     """One step of the whole cycle after the other."""
     object_store.RETRIES = {**object_store.RETRIES, "max_retries": orders.client_retries}
+    deletions.LINGERING = LINGERING
     pipeline = open_pipeline()
     store = pipeline.store
     if orders.disk_rate is not None:
@@ -128,15 +132,26 @@ class Worker:
             text=True,
         )
         self._lines: list[str] = []
-        self._reader = threading.Thread(target=self._read)
+        self._errors = ""
+        assert self._process.stdin
+        self._orders = self._process.stdin
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout, self._process.stderr))
         self._reader.start()
 
     def go(self) -> None:
         """To work."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write("go\n")
-            self._process.stdin.flush()
+            self._orders.write("go\n")
+            self._orders.flush()
+
+    @property
+    def requests(self) -> int:
+        """How often it has asked the store for anything."""
+        return sum(line.startswith(ASKED) for line in self._lines)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     @contextlib.contextmanager
     def file_size_limit(self, most_bytes: int) -> Iterator[None]:
@@ -162,13 +177,13 @@ class Worker:
         self._process.kill()
         self._reader.join()
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._orders.close()
         return self._process.wait()
 
-    def _read(self) -> None:
-        with self._process.stdout, self._process.stderr:
-            self._lines.extend(self._process.stdout)
-            self._errors = self._process.stderr.read()
+    def _read(self, printed: IO[str], errors: IO[str]) -> None:
+        with printed, errors:
+            self._lines.extend(printed)
+            self._errors = errors.read()
 
 
 @dataclass(frozen=True)
@@ -189,6 +204,7 @@ class Told:
         told = cls(Counter(), Counter(), Counter())
         for line in map(json.loads, lines):
             told.done.update(line.get("done", {}))
+            told.done["requests"] += "asked" in line
             if "failed" in line:
                 told.failed[f"{line['failed']}: {_without_keys(line['error'])}"] += 1
             if "injected" in line:

@@ -51,7 +51,7 @@ def behind_proxy(database_url: str, s3_url: str, proxy: FaultyProxy) -> Iterator
     """A table whose store is the S3 server behind the proxy, with short time-outs and no retries of its own."""
     retries, object_store.RETRIES = object_store.RETRIES, {"max_retries": 0}
     try:
-        address = StoreAddress(s3_url, {"endpoint": proxy.endpoint, "timeout": "0.5s"})
+        address = StoreAddress(s3_url, {"endpoint": proxy.endpoint, "timeout": "1s"})
         with installed(database_url, address) as installation:
             yield installation
     finally:

@@ -1,5 +1,6 @@
 """What was restored stays in its row until the application writes another payload, or an operator lifts the hold."""
 
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -146,7 +147,7 @@ def test_holds_of_another_tenant_are_not_lifted(notices: Installation) -> None:
 
 
 def test_a_payload_that_has_become_small_is_not_queued(database_url: str, local_store_url: str) -> None:
-    with installed(database_url, local_store_url, threshold_bytes=THRESHOLD) as notices:
+    with installed(database_url, local_store_url, threshold_bytes=500) as notices:
         smaller, emptied, other = restored(notices, large(3))
         notices.write(smaller, SMALL)
         notices.execute("UPDATE {table} SET raw_payload = NULL WHERE id = %s", emptied)
@@ -156,6 +157,16 @@ def test_a_payload_that_has_become_small_is_not_queued(database_url: str, local_
         assert notices.statuses() == {smaller: "inline", emptied: "inline", other: "pending_move"}
         assert notices.drain().is_sound
         notices.assert_invariant()
+
+
+def test_a_row_that_was_never_restored_is_not_queued_however_large(database_url: str, local_store_url: str) -> None:
+    with installed(database_url, local_store_url, threshold_bytes=5000) as notices:
+        notices.insert(large(1))
+        lower = notices.config.model_copy(update={"threshold_bytes": THRESHOLD})
+        lowered = replace(notices, config=lower, table=replace(notices.table, config=lower))
+        assert held(lowered) == (0, 0)
+        assert lift(lowered).rows == 0
+        assert notices.one_status() == "inline"
 
 
 def test_copies_whose_pointer_was_dropped_are_held_and_lifted_like_others(

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import Connection, errors, sql
 
+from offload_pipeline.errors import UserError
 from offload_pipeline.offload.reader import PayloadReader
 from offload_pipeline.storage.seaweedfs import REGION, SeaweedFS
 from offload_pipeline_tests.factories import install, large_payload, make_pipeline, make_table
@@ -413,6 +414,31 @@ def test_the_plain_name_is_for_the_only_table_or_for_activities(
             wanted.add(f"move_payload_to_storage({types[plain_for]},text)")
         assert functions(connection) == wanted
         assert install(pipeline) == []
+
+
+def test_the_plain_name_goes_over_to_a_table_with_another_type_of_payload(
+    database_url: str, local_store_url: str
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        notices = make_table(connection)
+        install(make_pipeline(database_url, local_store_url, [notices]))
+        activities = make_table(connection, name="activities", relation="activities", payload_type="text")
+        pipeline = make_pipeline(database_url, local_store_url, [notices, activities])
+        install(pipeline)
+        assert install(pipeline) == []
+        assert "move_payload_to_storage(bigint,text)" in functions(connection)
+        connection.execute("INSERT INTO activities (tenant_id, raw_payload) VALUES ('acme', 'no JSON')")
+        assert connection.execute("SELECT move_payload_to_storage(1, 'x')").fetchone() == ("no JSON",)
+
+
+def test_a_function_of_the_applications_own_is_not_dropped(database_url: str, local_store_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE FUNCTION move_payload_to_storage(bigint, text) RETURNS void LANGUAGE sql AS ''")
+        pipeline = make_pipeline(database_url, local_store_url, [make_table(connection)])
+        with pytest.raises(
+            UserError, match=r"^notices: there is another function .*, returning void; rename or drop it$"
+        ):
+            install(pipeline)
 
 
 def test_the_plain_name_does_the_same(notices: Installation) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from offload_pipeline_tests.factories import large_payload, make_pipeline, store
 from offload_pipeline_tests.faults.proxy import FaultyProxy
 from offload_pipeline_tests.offload.installation import Installation, StoreAddress, installed
 from offload_pipeline_tests.offload.stores import CountingStore, HookedStore, truncated
-from offload_pipeline_tests.offload.waiting import advisory_locks
+from offload_pipeline_tests.offload.waiting import advisory_locks, in_thread, wait_until_blocked
 from offload_pipeline_tests.offload.worker import REPOSITORY
 from offload_pipeline_tests.offload.writing import expect, insert_columns, update_columns
 
@@ -369,16 +369,77 @@ def test_in_autocommit_the_object_is_locked_for_the_call(notices: Installation) 
         assert can_lock(notices, columns["raw_object_key"])
 
 
-def test_writers_of_one_object_do_not_wait_for_each_other(
-    notices: Installation, writer: PayloadWriter, application: psycopg.Connection
+@pytest.mark.both_servers
+def test_a_second_writer_of_the_same_payload_for_the_same_row_waits_and_leaves_the_object_alone(
+    notices: Installation, application: psycopg.Connection
 ) -> None:
-    first = writer.write(application, "notices", "acme", 1, LARGE)
-    with psycopg.connect(notices.database_url) as other:
-        other.execute("SET lock_timeout = '1ms'")
-        second = writer.write(other, "notices", "acme", 1, LARGE)
-        assert second["raw_object_key"] == first["raw_object_key"]
-        application.rollback()
-        assert not can_lock(notices, first["raw_object_key"]), "the other still has it"
+    store = CountingStore(notices.store)
+    with (
+        PayloadWriter(replace(notices.pipeline, store=store)) as writer,
+        psycopg.connect(notices.database_url, application_name="second") as second,
+    ):
+        notices.insert([None], id=1)
+        first = writer.write(application, "notices", "acme", 1, LARGE)
+        update_columns(notices, first, 1, connection=application)
+        with in_thread(lambda: writer.write(second, "notices", "acme", 1, LARGE)) as waiting:
+            wait_until_blocked(notices.connection, "second")
+            application.commit()
+            again = waiting.result(timeout=60)
+        update_columns(notices, again, 1, connection=second)
+        second.commit()
+    assert again["raw_object_key"] == first["raw_object_key"]
+    assert store.puts == {first["raw_object_key"]: 1}
+    assert read(notices, 1).payload == LARGE.encode()
+
+
+def test_where_rows_share_objects_writers_do_not_wait_for_each_other(database_url: str, local_store_url: str) -> None:
+    with (
+        installed(database_url, local_store_url, key_template="{tenant}/{sha256}.json.gz") as notices,
+        PayloadWriter(notices.pipeline) as writer,
+        psycopg.connect(database_url) as first,
+        psycopg.connect(database_url) as second,
+    ):
+        second.execute("SET lock_timeout = '1ms'")
+        for key, connection in ((1, first), (2, second)):
+            columns = writer.write(connection, "notices", "acme", key, LARGE)
+            insert_columns(notices, columns, connection=connection, id=key, tenant_id="acme")
+        first.rollback()
+        assert not can_lock(notices, columns["raw_object_key"]), "the second still has it"
+        second.commit()
+        assert can_lock(notices, columns["raw_object_key"])
+        assert notices.verify(full=True).rows_read == 1
+
+
+@pytest.mark.parametrize("state", ["copied", "in_storage"])
+@pytest.mark.parametrize("fault", ["truncated", "altered", "nothing stored"])
+def test_a_bad_put_of_a_payload_delivered_again_does_not_take_the_only_copy(
+    behind_proxy: Installation, proxy: FaultyProxy, real_store: ObjectStore, state: str, fault: str
+) -> None:
+    (key,) = behind_proxy.insert([LARGE])
+    behind_proxy.copy()
+    if state == "in_storage":
+        behind_proxy.drain()
+    proxy.faults = {"PUT": fault}
+    with PayloadWriter(behind_proxy.pipeline) as writer:
+        update_columns(behind_proxy, writer.write(behind_proxy.connection, "notices", "acme", key, LARGE), key)
+    assert behind_proxy.one_status() == "in_storage"
+    assert gzip.decompress(real_store.get(behind_proxy.object_key(key))) == LARGE.encode()
+
+
+@pytest.mark.parametrize("spoil", [truncated, None])
+def test_a_damaged_object_is_mended_by_the_payload_delivered_again(
+    notices: Installation, writer: PayloadWriter, spoil: Callable[[bytes], bytes] | None
+) -> None:
+    (key,) = notices.insert([LARGE])
+    notices.drain()
+    object_key = notices.object_key(key)
+    if spoil:
+        notices.store.put(object_key, spoil(notices.store.get(object_key)))
+    else:
+        notices.store.delete(object_key)
+    assert not notices.verify(full=True).passed
+    update_columns(notices, writer.write(notices.connection, "notices", "acme", key, LARGE), key)
+    assert notices.verify(full=True).passed
 
 
 # Rows that are there already

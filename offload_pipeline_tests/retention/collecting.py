@@ -24,10 +24,11 @@ SHA256 = "a" * 64
 def collect(
     installation: Installation, *, delete: bool = True, grace: timedelta = NO_GRACE, share: float = ANY_SHARE,
     table: str | None = None, tenant: str | None = None, tables: list[Table] | None = None,
+    patience: timedelta = timedelta(seconds=10),
 ) -> GarbageResult:  # fmt: skip
     """One collection over the installation's tables, through its store."""
     found = tables or tables_of(installation)
-    options = GarbageOptions(grace, share, delete, store_threads=4)
+    options = GarbageOptions(grace, share, delete, store_threads=4, patience=patience)
     pipeline = installation.pipeline
     return collect_garbage(pipeline.database, pipeline.store, found, Scope(found, table, tenant), options, RUN)
 

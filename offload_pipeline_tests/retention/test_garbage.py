@@ -19,6 +19,7 @@ from offload_pipeline_tests.factories import insert_payloads, install, make_pipe
 from offload_pipeline_tests.offload.installation import Installation, StoreAddress, installed
 from offload_pipeline_tests.retention.collecting import (
     MONTH,
+    NO_GRACE,
     SHA256,
     age,
     collect,
@@ -434,7 +435,10 @@ def test_the_collection_waits_for_no_row_that_the_application_holds(notices: Ins
     with psycopg.connect(notices.database_url) as application:
         application.execute("LOCK TABLE notices IN SHARE ROW EXCLUSIVE MODE")
         application.execute("SELECT FROM notices FOR UPDATE")
-        assert collect(notices).tables["notices"].deleted == 1
+        found = collect(notices, patience=NO_GRACE)
+        assert (found.tables["notices"].orphans, found.tables["notices"].deleted) == (1, 0)
+        assert "transactions open since before" in str(found.stopped_by)
+    assert collect(notices).tables["notices"].deleted == 1
     assert orphan not in keys_in(notices.store)
 
 

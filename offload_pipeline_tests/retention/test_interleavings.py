@@ -336,3 +336,39 @@ def test_the_collection_takes_no_longer_lock_on_the_tables_than_a_look(notices: 
             notices.connection.execute("SET LOCAL lock_timeout = '2s'")
             notices.execute("ALTER TABLE {table} ADD COLUMN added integer")
         store.may_go_on.set()
+
+
+POINTER = "tenant_id, payload_storage_status, payload_bytes, raw_object_key, payload_hash_sha256"
+
+
+@pytest.mark.parametrize("prepares", [False, True], ids=["open", "prepared"])
+def test_a_pointer_that_an_older_transaction_holds_unseen_keeps_its_object(
+    notices: Installation, prepares: bool
+) -> None:
+    """Rows put back from a dump, or copied, in a transaction that outlasts the row they came from."""
+    (key,) = notices.insert([A])
+    notices.drain()
+    age(notices.store, keys_in(notices.store))
+    with psycopg.connect(notices.database_url) as restoring:
+        copied = f"INSERT INTO {{table}} (id, {POINTER}) SELECT 77, {POINTER} FROM {{table}} WHERE id = %s"  # noqa: S608
+        notices.execute(copied, key, connection=restoring)
+        if prepares:
+            restoring.execute("PREPARE TRANSACTION 'restoring'")
+        notices.execute("DELETE FROM {table} WHERE id = %s", key)
+        result = collect(notices, grace=MONTH, patience=NO_GRACE)
+        assert isinstance(result.stopped_by, TransientError)
+        assert result.tables["notices"].deleted == 0
+        if prepares:
+            notices.connection.execute("COMMIT PREPARED 'restoring'")
+    notices.expected[77] = notices.expected.pop(key)
+    assert collect(notices, grace=MONTH).tables["notices"].orphans == 0
+    notices.assert_invariant()
+
+
+def test_a_session_that_sits_in_a_transaction_and_has_written_nothing_keeps_nobody_waiting(
+    notices: Installation, key: int
+) -> None:
+    with psycopg.connect(notices.database_url) as idle:
+        idle.execute("SELECT count(*) FROM notices WHERE id > %s", [0])
+        assert collect(notices, patience=NO_GRACE).stopped_by is None
+    finish(notices)

@@ -212,6 +212,19 @@ def test_rows_that_are_copied_while_a_pass_runs_wait_for_the_next(notices: Insta
     notices.assert_invariant()
 
 
+def test_the_order_is_that_of_the_copies_whatever_their_keys_and_states(notices: Installation) -> None:
+    stored(notices)
+    with past_the_trigger(notices):
+        notices.execute("UPDATE {table} SET payload_stored_at = now() - (id * 7 % 40) * interval '1 minute'")
+        notices.connection.execute("UPDATE payload_offload_state SET verified_through = now()")
+    interrupted = notices.with_store(InterruptedStore(notices.store, 2 * PAGE + 2, interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.verify(full=True)
+    resumed, store = counting(notices)
+    assert resumed.verify(full=True).passed
+    assert store.gets.total() == len(store.gets) == ROWS - 2 * PAGE
+
+
 def test_keys_of_several_columns_and_equal_moments_are_gone_through_once(
     database_url: str, local_store_url: str
 ) -> None:

@@ -192,6 +192,37 @@ def test_an_object_that_is_put_back_ends_the_alarm(notices: Installation) -> Non
     notices.assert_invariant()
 
 
+# As docs/operations.md says it.
+ACCEPTED = {
+    "clear": "UPDATE {table} SET raw_payload = NULL, raw_object_key = NULL WHERE id = %s",
+    "reference": "UPDATE {table} SET raw_payload = '{{\"lost\": true}}' WHERE id = %s",
+}
+
+
+@pytest.mark.parametrize("after_copy", ACCEPTED)
+def test_a_lost_object_shuts_the_gate_until_the_loss_is_accepted(
+    database_url: str, local_store_url: str, after_copy: str
+) -> None:
+    with installed(database_url, local_store_url, after_copy=after_copy, threshold_bytes=100) as notices:
+        keys = notices.insert(payloads(3))
+        assert notices.drain().is_sound
+        remove(notices, keys[1])
+        assert not notices.verify(full=True).passed
+        notices.insert(payloads(2, first=3))
+        for _ in range(2):
+            assert not notices.pipeline.drain(notices.partition(), "test").is_sound
+            assert notices.pipeline.verify(notices.partition(), "test", sample_rows=0).rows_read == 0
+        assert sorted(map(str, notices.statuses().values())) == ["copied"] * 2 + ["in_storage"] * 3
+
+        notices.execute(ACCEPTED[after_copy], keys[1])
+        notices.take_rows_as_expected([keys[1]])
+        assert notices.drain().is_sound, "the gate opens by itself"
+        assert notices.statuses()[keys[1]] == "inline"
+        assert sorted(map(str, notices.statuses().values())) == ["in_storage"] * 4 + ["inline"]
+        assert all(failure["resolved_at"] for failure in notices.failures().values())
+        notices.assert_invariant()
+
+
 def test_a_payload_changed_past_the_trigger_is_found_by_the_sample(notices: Installation) -> None:
     first, second = notices.insert(payloads(2))
     notices.copy()

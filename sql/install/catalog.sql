@@ -115,11 +115,12 @@ WHERE t.tgrelid = %(relation)s::regclass
     AND t.tgname = %(name)s
 
 -- name: function_description
-SELECT pg_catalog.obj_description(p.oid, 'pg_proc')
+-- The fingerprint of a function, if it has one, and what it returns.
+SELECT
+    coalesce(pg_catalog.obj_description(p.oid, 'pg_proc'), ''),
+    pg_catalog.format_type(p.prorettype, NULL)
 FROM pg_catalog.pg_proc AS p
-JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
-WHERE n.nspname = %(schema)s
-    AND p.proname = %(name)s
+WHERE p.oid = pg_catalog.to_regprocedure(%(signature)s)
 
 -- name: index_state
 -- Whether the index stands and is valid; an interrupted CREATE INDEX CONCURRENTLY leaves an invalid one.

@@ -10,6 +10,11 @@ SELECT k.object_key
 FROM unnest(%(object_keys)s::text[]) AS k (object_key)
 ON CONFLICT (object_key) DO UPDATE SET asked_at = clock_timestamp()
 
+-- name: withdraw
+-- Locks: the lines. Index: the primary key.
+DELETE FROM {deleted}
+WHERE object_key = ANY(%(object_keys)s::text[])
+
 -- name: announced
 -- Of these objects, the ones whose deletion was asked for lately. Locks: none. Index: the primary key.
 SELECT object_key

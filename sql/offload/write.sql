@@ -4,9 +4,25 @@
 SELECT convert_to(convert_from(%(payload)b::bytea, 'UTF8')::{payload_type}::text, 'UTF8')
 
 -- name: lock_object
--- Keeps garbage collection, which takes the same lock alone, from the object until the application's transaction ends.
--- Shared, so that writers of one payload never wait for each other. Locks: advisory.
+-- Keeps garbage collection, which takes the same lock, from the object until the application's transaction ends; and a
+-- second writer of this payload for the same row, who would otherwise put an object over the first one's while only the
+-- first can know of it. That one waits, as it would at its INSERT. Locks: advisory.
+SELECT pg_advisory_xact_lock(hashtextextended('offload_pipeline object ' || %(object_key)s::text, 0))
+
+-- name: share_object
+-- The same where rows share objects: who writes one payload for different rows need not wait for each other.
+-- Locks: advisory, shared.
 SELECT pg_advisory_xact_lock_shared(hashtextextended('offload_pipeline object ' || %(object_key)s::text, 0))
+
+-- name: names_object
+-- Whether the row names this object already. Locks: none. Index: the primary key.
+SELECT EXISTS (
+    SELECT
+    FROM unnest({key_arrays}) AS k ({key_names_bare})
+    JOIN {relation} AS t ON {keys_match}
+    WHERE t.{object_key} = %(object_key)s
+        AND t.{status} IN ('copied', 'in_storage')
+)
 
 -- name: place
 -- The tenant and the key as PostgreSQL prints them, and the store that the partition's objects are in.

@@ -53,6 +53,7 @@ def expiry_metadata(
     by_table: defaultdict[str, list[ExpiryResult]] = defaultdict(list)
     for partition, result in results:
         by_table[partition.table.name].append(result)
+    records = [_expiry_record(name, found) for name, found in by_table.items()]
     return {
         "deletes": delete,
         "rows_due": sum(result.rows_due for _, result in results),
@@ -66,14 +67,15 @@ def expiry_metadata(
         "object_bytes_deleted": listed.object_bytes,
         "objects_named_again": listed.objects_named,
         "objects_failed": listed.objects_failed,
-        "tables": MetadataValue.table([
-            TableRecord({
-                "table": name,
-                "tenants": len(found),
-                "rows due": sum(result.rows_due for result in found),
-                "payload bytes due": sum(result.payload_bytes_due for result in found),
-                "rows expired": sum(result.rows_expired for result in found),
-            })
-            for name, found in by_table.items()
-        ]),
-    }  # fmt: skip
+        **({"tables": MetadataValue.table(records)} if records else {}),
+    }
+
+
+def _expiry_record(name: str, found: Sequence[ExpiryResult]) -> TableRecord:
+    return TableRecord({
+        "table": name,
+        "tenants": len(found),
+        "rows due": sum(result.rows_due for result in found),
+        "payload bytes due": sum(result.payload_bytes_due for result in found),
+        "rows expired": sum(result.rows_expired for result in found),
+    })  # fmt: skip
