@@ -483,6 +483,7 @@ def _line_of(root: yaml.Node | None, keys: tuple[int | str, ...]) -> str:
 _MODELS: dict[str, type[_Section]] = {
     "": Config, "database": DatabaseConfig, "object_store": ObjectStoreConfig, "tables": TableConfig,
     "tenant": TenantConfig, "columns": PointerColumns, "offload": OffloadConfig, "verification": VerificationConfig,
+    "retention": RetentionConfig,
 }  # fmt: skip
 
 

@@ -113,6 +113,9 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
             f"Restore it first: offload restore --table {config.name} --primary-key KEY; or write the whole payload; "
             f"or drop it: set {config.payload} and {config.columns.object_key} to NULL."
         ),
+        "stale_hint": sql.Literal(
+            f"Store the payload again; or, if its object is there for sure, set {config.columns.stored_at} to NULL."
+        ),
         "is_small": sql.SQL("NEW.{payload} IS NULL").format(payload=sql.Identifier(config.payload))
         if config.threshold_bytes == 0
         else sql.SQL(

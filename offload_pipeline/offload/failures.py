@@ -83,7 +83,7 @@ def open_keys(connection: Connection, partition: Partition, stage: Stage) -> Ite
         if not rows:
             return
         after = rows[-1][0]
-        keys = [_parsed(partition.table, text) for (text,) in rows]
+        keys = [parsed_key(partition.table, text) for (text,) in rows]
         yield [key for key in keys if key is not None]
 
 
@@ -127,8 +127,8 @@ def open_failures(
     return [OpenFailure(*row) for row in rows]
 
 
-def _parsed(table: Table, primary_key: str) -> Key | None:
-    """None for a key from when the table had other key columns."""
+def parsed_key(table: Table, primary_key: str) -> Key | None:
+    """The key in a line of the table; None for one from when the table had other key columns: no row can have it."""
     try:
         return table.parse_key(primary_key)
     except UserError:

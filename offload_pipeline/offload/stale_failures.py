@@ -11,7 +11,7 @@ from psycopg import Connection
 from offload_pipeline.database.connection import transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
-from offload_pipeline.errors import UserError
+from offload_pipeline.offload.failures import parsed_key
 from offload_pipeline.offload.stored import PAGE_ROWS
 
 # The states of a row in which a failure at a stage still means something. A row queued again after it was found
@@ -98,7 +98,7 @@ def _stale(connection: Connection, table: Table, page: Sequence[_Line], now: dat
 
 def _statuses_of(connection: Connection, table: Table, page: Sequence[_Line]) -> dict[_Line, str | None]:
     """Of the lines whose row exists."""
-    by_key = [(line, key) for line in page if (key := _key(table, line)) is not None]
+    by_key = [(line, key) for line in page if (key := parsed_key(table, line.primary_key)) is not None]
     try:
         return _statuses(connection, table, by_key)
     except psycopg.DataError:
@@ -107,14 +107,6 @@ def _statuses_of(connection: Connection, table: Table, page: Sequence[_Line]) ->
             with contextlib.suppress(psycopg.DataError):
                 found |= _statuses(connection, table, [one])
         return found
-
-
-def _key(table: Table, line: _Line) -> Key | None:
-    """None for a key from when the table had other key columns: no row can have it."""
-    try:
-        return table.parse_key(line.primary_key)
-    except UserError:
-        return None
 
 
 def _statuses(connection: Connection, table: Table, lines: Sequence[tuple[_Line, Key]]) -> dict[_Line, str | None]:

@@ -107,6 +107,7 @@ def put_back(
         "object_keys": [row.named.object_key for row, _ in payloads],
         "payloads": [payload for _, payload in payloads],
     }
+    connection.execute(statement("offload/restore", "commit_to_disk"))
     found = connection.execute(statement("offload/restore", "put_back", table.names()), bound).fetchall()
     restored = [payloads[position - 1] for (position,) in found]
     _confirm(connection, table, [row for row, _ in restored])

@@ -89,7 +89,7 @@ class PayloadWriter:
         pipeline to move or leave. `tenant` may be None where the table has one constant tenant.
 
         Nothing of the caller's transaction is committed, rolled back or set. Until it ends, garbage collection leaves
-        the object alone; in autocommit, or rolled back and tried again, write the row within `retention.grace`.
+        the object alone; in autocommit, or rolled back and tried again, write the row within the hour.
 
         Raises PayloadInvalidError for what the column would not take, UserError for a table, tenant or key that cannot
         be, StoreChangedError, TransientError when the database fails; StoreUnavailableError, StoreDeniedError,

@@ -17,7 +17,7 @@ from psycopg import Connection
 from offload_pipeline.database.connection import Database, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.errors import ObjectMissingError, OffloadError, StoreDeniedError
-from offload_pipeline.offload.deletions import announce, withdraw
+from offload_pipeline.offload.deletions import announce, announced, withdraw
 from offload_pipeline.retention.naming import Naming
 from offload_pipeline.storage.object_store import ObjectStore
 
@@ -100,9 +100,11 @@ class Deletion:
             executioner.look(unnamed)
             condemned = [key for key in unnamed if key not in fates.of]
             if condemned:
+                # Asked for before, without an answer: this one's answer says nothing of that one.
+                open_before = announced(self._connection, self._database.schema, condemned)
                 self._announce(condemned)
                 executioner.delete(condemned)
-                settled = [key for key in condemned if fates.of[key] is not Fate.FAILED]
+                settled = [key for key in condemned if fates.of[key] is not Fate.FAILED and key not in open_before]
                 withdraw(self._connection, self._database.schema, settled)
         return fates
 

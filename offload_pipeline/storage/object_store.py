@@ -107,7 +107,9 @@ class ObjectStore:
             try:
                 found = obstore.get(self._store, key, options={"range": {"suffix": TRAILER_BYTES}})
                 size, end = found.meta["size"], found.bytes().to_bytes()
-            except (exceptions.GenericError, exceptions.NotSupportedError):
+            except (exceptions.GenericError, exceptions.NotSupportedError) as error:
+                if _is_outage(error):
+                    raise
                 # Azure knows no suffix ranges, and an empty object has no range at all.
                 size = obstore.head(self._store, key)["size"]
                 start = max(0, size - TRAILER_BYTES)
@@ -219,6 +221,12 @@ def _as_our_own(error: Exception, key: str) -> OffloadError:
     if "169.254.169.254" in text:
         return StoreDeniedError("no credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)")
     return StoreUnavailableError(f"the store failed ({reason})")
+
+
+def _is_outage(error: Exception) -> bool:
+    text = str(error)
+    status = _STATUS.search(text)
+    return _NO_ANSWER.search(text) is not None or (status is not None and status[1].startswith("5"))
 
 
 def _why_no_answer(text: str) -> str:

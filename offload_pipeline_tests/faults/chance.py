@@ -9,12 +9,12 @@ Kinds = Mapping[str, Sequence[str]]
 """By request (PUT, GET, …) the faults that may happen to it, each with the same chance."""
 
 
-# Asked for so seldom that without favour a campaign would hardly see them fail.
-FAVOURED = {"LIST": 4, "NEXT PAGE": 4, "DELETE": 2, "HEAD": 2}
+# A collection asks for the first page once, and for so many others that without mercy it would never come to an end.
+WEIGHTS = {"LIST": 3, "NEXT PAGE": 0.3, "DELETE": 3}
 
 
 class Chance:
-    """A fault with probability `rate`, more for the favoured.
+    """A fault with probability `rate`, times the request's weight.
 
     The same for the n-th request of a kind and key, in whatever order they come.
     """
@@ -32,4 +32,4 @@ class Chance:
             number = self._seen[request, key]
         drawn = random.Random(f"{self._seed}/{request}/{key}/{number}")  # noqa: S311 - faults, not secrets
         kinds = self._kinds.get(request)
-        return drawn.choice(kinds) if kinds and drawn.random() < self.rate * FAVOURED.get(request, 1) else None
+        return drawn.choice(kinds) if kinds and drawn.random() < self.rate * WEIGHTS.get(request, 1) else None

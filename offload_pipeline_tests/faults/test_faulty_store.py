@@ -76,6 +76,7 @@ def test_a_server_that_fails_every_request_loses_nothing(
         proxy.faults = faults
         behind_proxy.insert([large_payload(3000, 9)])
         assert not behind_proxy.verify(sample_rows=2).passed
+        assert proxy.requests["HEAD"] == 0, "what has no answer is not asked in another way as well"
         behind_proxy.release()
         assert "in_storage" not in behind_proxy.statuses().values()
         assert_nothing_lost()

@@ -135,3 +135,17 @@ def test_a_writer_does_not_trust_what_a_deletion_may_still_take(
             writer.write(past_proxy.connection, "notices", "acme", key, FIRST)
         past_proxy.let_time_pass()
         assert writer.write(past_proxy.connection, "notices", "acme", key, FIRST)["raw_payload"] is None
+
+
+def test_a_deletion_that_was_answered_says_nothing_of_an_earlier_one_that_was_not(
+    behind_proxy: Installation, past_proxy: Installation, proxy: FaultyProxy
+) -> None:
+    key = delete_late(behind_proxy, past_proxy, proxy)
+    assert collect(past_proxy).tables["notices"].deleted == 1
+    past_proxy.write(key, FIRST)
+    assert past_proxy.drain().released.rows_released == 0
+    proxy.settle()
+    past_proxy.let_time_pass()
+    past_proxy.drain()
+    assert past_proxy.drain().is_sound
+    past_proxy.assert_invariant()

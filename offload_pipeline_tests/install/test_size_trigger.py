@@ -395,7 +395,7 @@ def test_a_writer_may_fill_a_row_that_has_no_payload_yet(
     reference = '{"sha256": "ef", "payload_type": "storage_ref"}' if after_copy == "reference" else None
     connection.execute(
         "UPDATE notices SET raw_payload = %s, raw_object_key = 'new', payload_hash_sha256 = 'ef', payload_bytes = 7,"
-        " payload_stored_at = '2026-01-01 UTC', payload_storage_status = 'in_storage'",
+        " payload_stored_at = now() - interval '59 minutes', payload_storage_status = 'in_storage'",
         [reference],
     )
     assert row(connection) == Row("in_storage", reference, "new", "ef", 7, is_dated=True)
@@ -419,6 +419,26 @@ def test_the_same_payload_stored_once_more_is_told_from_an_edit_in_place_by_its_
     else:
         with pytest.raises(errors.ObjectNotInPrerequisiteState, match="in object storage"):
             connection.execute(written_again, [reference])
+
+
+@pytest.mark.parametrize("state", ["inline", "pending_move", "copied", "in_storage"])
+@pytest.mark.parametrize("after_copy", ["clear", "reference"])
+def test_a_row_read_long_ago_and_saved_whole_does_not_bring_its_pointer_back(
+    connection: psycopg.Connection, local_store_url: str, state: str, after_copy: str
+) -> None:
+    put_in_state(connection, make_notices(connection, local_store_url, after_copy=after_copy), state)
+    before = row(connection)
+    reference = '{"sha256": "ef", "payload_type": "storage_ref"}' if after_copy == "reference" else None
+    stale = (
+        "UPDATE notices SET raw_payload = %s, raw_object_key = 'old', payload_hash_sha256 = 'ef', payload_bytes = 7,"
+        " payload_storage_status = 'in_storage', payload_stored_at = {}"
+    )
+    with pytest.raises(errors.ObjectNotInPrerequisiteState, match="its object may be gone") as caught:
+        connection.execute(sql.SQL(stale).format(sql.SQL("now() - interval '61 minutes'")), [reference])
+    assert "set payload_stored_at to NULL" in (caught.value.diag.message_hint or "")
+    assert row(connection) == before
+    connection.execute(sql.SQL(stale).format(sql.SQL("NULL")), [reference])
+    assert row(connection) == Row("in_storage", reference, "old", "ef", 7, is_dated=True)
 
 
 def test_another_whole_pointer_saved_without_the_payload_is_stale_and_not_believed(

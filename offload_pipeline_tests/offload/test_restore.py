@@ -422,12 +422,13 @@ def test_a_copy_that_lost_its_payload_past_the_trigger_keeps_its_pointer(notices
     assert "removed past the trigger" in notices.failures()[str(lost)]["message"]
 
 
-def test_a_pointer_without_its_hash_is_a_failure_of_its_row(notices: Installation) -> None:
+@pytest.mark.parametrize("column", ["payload_hash_sha256", "raw_object_key"])
+def test_half_a_pointer_is_a_failure_of_its_row(notices: Installation, column: str) -> None:
     notices.insert([SMALL] * 2)
     notices.drain()
     with notices.connection.transaction():
         notices.execute("ALTER TABLE {table} DISABLE TRIGGER USER")
-        notices.execute("UPDATE {table} SET payload_hash_sha256 = NULL WHERE id = 1")
+        notices.execute(f"UPDATE {{table}} SET {column} = NULL WHERE id = 1")  # noqa: S608 - the test's own
         notices.execute("ALTER TABLE {table} ENABLE TRIGGER USER")
     result = notices.restore()
     assert (result.rows_restored, result.rows_failed) == (1, 1)
@@ -445,6 +446,27 @@ def test_a_trigger_older_than_restore_restores_nothing_and_says_what_to_do(notic
     assert "run offload install" in notices.failures()["1"]["message"]
     assert notices.one_status() == "in_storage"
     notices.assert_invariant()
+
+
+@pytest.mark.parametrize(("default", "wanted"), [("off", "on"), ("on", "on"), ("remote_apply", "remote_apply")])
+def test_a_payload_is_back_on_disk_before_its_object_may_be_collected(
+    database_url: str, local_store_url: str, default: str, wanted: str
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = %L',"
+            f" current_database(), '{default}'); END $$"
+        )
+    with installed(database_url, local_store_url, extra_columns={"committed": "text"}) as notices:
+        notices.insert([SMALL])
+        notices.drain()
+        notices.connection.execute(
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN NEW.committed := current_setting('synchronous_commit'); RETURN NEW; END $$"
+        )
+        notices.execute("CREATE TRIGGER note BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION note()")
+        assert notices.restore().rows_restored == 1
+        assert notices.execute("SELECT committed FROM {table}").fetchone() == (wanted,)
 
 
 def test_pages_are_bounded_in_rows_and_in_bytes(database_url: str, local_store_url: str) -> None:

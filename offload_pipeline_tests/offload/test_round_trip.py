@@ -1,23 +1,20 @@
 """What comes back from the store is, byte for byte, what PostgreSQL printed before it left the row."""
 
 import gzip
-import hashlib
 import json
 import random
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from offload_pipeline.demo.payloads import emails, webhooks
-from offload_pipeline.errors import ObjectDamagedError, ObjectMissingError
 from offload_pipeline.offload.reader import PayloadReader, ReadPayload
 from offload_pipeline_tests.factories import large_payload
 from offload_pipeline_tests.offload.installation import Installation, StoreAddress, installed
-from offload_pipeline_tests.offload.stores import altered, truncated
 
 REAL_PAYLOADS = Path(__file__).parents[3] / "shared" / "data" / "webhook_payloads.jsonl.gz"
 REAL_PAYLOADS_COUNT = 273

@@ -13,6 +13,7 @@ from offload_pipeline_tests.retention.collecting import collect, keys_in
 from offload_pipeline_tests.retention.test_erasure import erase
 
 ROWS = 2 * LIST_PAGE_KEYS
+FIRST, SECOND = '{"written": "first"}', '{"written": "second"}'
 
 
 def with_orphans(notices: Installation, rows: int) -> set[str]:
@@ -94,6 +95,27 @@ def test_a_deletion_that_fails_once_is_repeated_by_the_next_run(
     assert first.has_failed
     assert first.stopped_by is None
     assert collect(behind_proxy).tables["notices"].deleted == 2
+
+
+def test_an_answer_to_one_deletion_says_nothing_of_an_earlier_one_that_is_still_on_its_way(
+    behind_proxy: Installation, proxy: FaultyProxy, real_store: ObjectStore
+) -> None:
+    (key,) = behind_proxy.insert([FIRST])
+    behind_proxy.drain()
+    behind_proxy.write(key, SECOND)
+    behind_proxy.drain()
+    proxy.faults, proxy.faults_left = {"DELETE": "late"}, 1
+    assert collect(behind_proxy).has_failed
+    assert collect(behind_proxy).tables["notices"].deleted == 1
+    behind_proxy.write(key, FIRST)
+    behind_proxy.drain()
+    assert behind_proxy.one_status() == "copied", "nothing is freed that the first deletion may still take"
+    proxy.settle()
+    behind_proxy.let_time_pass()
+    behind_proxy.drain()
+    behind_proxy.drain()
+    assert behind_proxy.one_status() == "in_storage"
+    assert_invariant(behind_proxy.connection, real_store, behind_proxy.config, behind_proxy.expected)
 
 
 def test_a_store_that_denies_deletion_ends_the_run_at_once(

@@ -47,7 +47,6 @@ def assert_memory_does_not_grow(notices: Installation, folder: Path, few: int, m
         found = result["notices"]
         assert (found["objects"], found["named"], found["deleted"]) == (count, count // 2, count // 2)
         peaks[count] = result["peak_megabytes"]
-    print(peaks)  # noqa
     assert peaks[many] < LIMIT_MEGABYTES
     assert peaks[many] - peaks[few] < GROWTH_MEGABYTES, peaks
 

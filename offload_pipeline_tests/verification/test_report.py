@@ -158,13 +158,24 @@ def test_a_large_table_is_not_read(database_url: str, local_store_url: str, monk
         assert (found.rows_never_seen, found.rows_never_scanned) == (LARGE_ROWS / 10, LARGE_ROWS / 10)
 
 
-def test_rows_that_no_backfill_has_scanned_are_counted_by_tenant(notices: Installation) -> None:
-    acme = notices.insert(payloads(2), tenant="acme")
-    bolt = notices.insert(payloads(1), tenant="bolt")
-    forget(notices, *acme, *bolt)
-    assert never_scanned(notices.connection, notices.table) == {"acme": 2, "bolt": 1}
-    assert notices.pipeline.drain(notices.partition("acme"), "test", unseen=True).is_sound
-    assert never_scanned(notices.connection, notices.table) == {"bolt": 1}
+@pytest.mark.both_servers
+@pytest.mark.parametrize(
+    ("tenant_type", "acme", "bolt"),
+    [
+        ("text", "acme", "bolt"),
+        ("varchar(20)", "acme", "bolt"),
+        ("bigint", "7", "30"),
+        ("uuid", "00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"),
+    ],
+)
+def test_rows_that_no_backfill_has_scanned_are_counted_by_tenant(
+    database_url: str, local_store_url: str, tenant_type: str, acme: str, bolt: str
+) -> None:
+    with installed(database_url, local_store_url, tenant_type=tenant_type) as notices:
+        forget(notices, *notices.insert(payloads(2), tenant=acme), *notices.insert(payloads(1), tenant=bolt))
+        assert never_scanned(notices.connection, notices.table) == {acme: 2, bolt: 1}
+        assert notices.pipeline.drain(notices.partition(acme), "test", unseen=True).is_sound
+        assert never_scanned(notices.connection, notices.table) == {bolt: 1}
 
 
 def test_small_rows_that_a_backfill_has_passed_over_were_scanned(database_url: str, local_store_url: str) -> None:

@@ -49,7 +49,8 @@ WHERE table_name NOT IN ('activities', 'notices', 'TendersCurrent', 'canonical_t
 
 -- name: drop
 DROP TABLE IF EXISTS public.activities, public.notices, public."TendersCurrent", public.canonical_tenders,
-    public.payload_offload_state, public.payload_offload_failures, public.payload_offload_log, public.archival_log
+    public.payload_offload_state, public.payload_offload_failures, public.payload_offload_log, public.archival_log,
+    public.payload_offload_expired, public.payload_offload_deleted
 
 -- name: copy_activities
 COPY public.activities (tenant_id, event, payload, created_at) FROM STDIN

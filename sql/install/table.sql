@@ -82,6 +82,16 @@ BEGIN
     -- Offloaded by the writer. Told by the mark, the pointer's own trigger believes a pointer that comes with no change
     -- of the payload: the statement names the payload, and NULL stays NULL.
     IF is_placeholder AND is_complete THEN
+        -- Of a row that was read long ago and is saved whole: its object may have been collected since. An hour is the
+        -- least that garbage collection leaves an object.
+        IF TG_OP = 'UPDATE' AND NEW.{stored_at} IS DISTINCT FROM OLD.{stored_at}
+            AND NEW.{stored_at} < pg_catalog.clock_timestamp() - interval '1 hour'
+        THEN
+            RAISE EXCEPTION 'the pointer for this row of % was made at %, and its object may be gone by now',
+                TG_TABLE_NAME, NEW.{stored_at}
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = {stale_hint};
+        END IF;
         NEW.{status} := 'in_storage';
         NEW.{stored_at} := CASE
             WHEN TG_OP = 'UPDATE' AND NEW.{payload} IS NULL AND OLD.{payload} IS NULL THEN 'infinity'::timestamptz

@@ -77,6 +77,12 @@ WHERE {keys_match}
     AND t.{object_key} = k.object_key
 RETURNING k.position
 
+-- name: commit_to_disk
+-- A database that commits before it writes could forget in a crash that the payload is back, after the object was
+-- collected as one that no row names. Locks: none.
+SELECT set_config('synchronous_commit', 'on', TRUE)
+WHERE current_setting('synchronous_commit') = 'off'
+
 -- name: held
 -- What these rows hold after the update and all its triggers, by PostgreSQL's own hash, in the same transaction.
 -- Locks: none. Index: the primary key.
