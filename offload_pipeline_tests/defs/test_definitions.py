@@ -29,8 +29,11 @@ from offload_pipeline.definitions import build_definitions
 
 ASSETS = ("pending_payloads", "payload_objects", "released_payloads")
 # Looks at all tables at once, to compare them.
-UNPARTITIONED = ("offload_plan", "verification_report")
-JOBS = ("offload_job", "release_job", "restore_job", "verification_job", "verification_report_job", "pending_job")
+UNPARTITIONED = ("offload_plan", "verification_report", "orphaned_objects", "expired_payloads")
+JOBS = (
+    "offload_job", "release_job", "restore_job", "verification_job", "verification_report_job", "pending_job",
+    "gc_job", "expiry_job",
+)  # fmt: skip
 SOURCE_TREE = Path(offload_pipeline.__file__).parents[1]
 NOTICES = {"name": "notices", "relation": "public.notices", "tenant": {"column": "tenant_id"}, "payload": "raw_payload"}
 LOAD = """

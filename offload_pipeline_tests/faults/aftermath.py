@@ -34,7 +34,8 @@ def assert_all_ends_well(campaign: Campaign) -> None:
         assert [one for one in partitions if not campaign.pipeline.verify(one, RUN, full=True).passed] == []
         campaign.check()
         _assert_finished(campaign, connection)
-        assert open_failures(connection, "public", _max_attempts(campaign)) == []
+        still_open = open_failures(connection, "public", _max_attempts(campaign))
+        assert not still_open, f"still open: {still_open}"
         _assert_no_orphan_is_left(campaign, connection)
 
 
@@ -84,5 +85,7 @@ def _assert_no_orphan_is_left(campaign: Campaign, connection: psycopg.Connection
         for table in campaign.tables
         for (key,) in connection.execute(query.format(sql.Identifier(*table.schema_and_name)))
     }
-    assert {found.key for found in campaign.store.list() if found.key != PROBE_KEY} == named
+    # Halves that killed workers left are no objects; they go after an hour.
+    listed = {found.key for found in campaign.store.list() if not campaign.store.is_leftover(found.key)}
+    assert listed - {PROBE_KEY} == named
     campaign.check()
