@@ -127,7 +127,7 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
         ),
         "function": sql.Identifier(table.schema, trigger_functions(table)[0]),
         "pointer_function": sql.Identifier(table.schema, trigger_functions(table)[1]),
-        "is_reference": _is_reference(table),
+        "is_reference": _is_reference(table, store_url),
         "store_url": sql.Literal(store_url.rstrip("/") + "/"),
         "configured_store": sql.Literal(store_url),
         "table_name": sql.Literal(table.name),
@@ -146,19 +146,22 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
     return names | {"reference": statement("install/table", "reference", names)}
 
 
-def _is_reference(table: Table) -> sql.Composable:
-    """Whether a payload on its way in is what release leaves behind; cheap, since every small row is asked."""
-    payload = sql.Identifier(table.config.payload)
+def _is_reference(table: Table, store_url: str) -> sql.Composable:
+    """Whether a payload on its way in is what release leaves behind here; cheap, since every small row is asked.
+
+    One that only looks alike, but does not lead into this store, is a payload.
+    """
     if table.config.after_copy != "reference":
         return sql.SQL("FALSE")
+    payload, store = sql.Identifier(table.config.payload), sql.Literal(store_url.rstrip("/") + "/")
     if table.payload_type == "jsonb":
-        return sql.SQL(
-            "(NEW.{0}->>'payload_type' = 'storage_ref' AND NEW.{0}->>'storage_path' IS NOT NULL)"
-        ).format(payload)  # fmt: skip
-    return sql.SQL(
-        "(pg_column_size(NEW.{0}) <= {1} AND strpos(NEW.{0}::text, '\"storage_ref\"') > 0 "
-        "AND strpos(NEW.{0}::text, '\"storage_path\"') > 0)"
-    ).format(payload, sql.Literal(LARGEST_REFERENCE_BYTES))
+        alike = "(NEW.{0}->>'payload_type' = 'storage_ref' AND starts_with(NEW.{0}->>'url', {1}))"
+        return sql.SQL(alike).format(payload, store)
+    alike = (
+        "(pg_column_size(NEW.{0}) <= {2} AND strpos(NEW.{0}::text, '\"storage_ref\"') > 0 "
+        "AND strpos(NEW.{0}::text, {1}) > 0)"
+    )
+    return sql.SQL(alike).format(payload, store, sql.Literal(LARGEST_REFERENCE_BYTES))
 
 
 def _columns(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composed]:

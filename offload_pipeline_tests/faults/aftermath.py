@@ -8,8 +8,8 @@ from psycopg import sql
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.failures import open_failures
 from offload_pipeline.storage.object_store import PROBE_KEY
-from offload_pipeline_tests.factories import statuses
-from offload_pipeline_tests.faults.application import TENANTS
+from offload_pipeline_tests.factories import large_payload, statuses
+from offload_pipeline_tests.faults.application import LARGEST_BYTES, TENANTS
 from offload_pipeline_tests.faults.campaign import THRESHOLD_BYTES, Campaign
 from offload_pipeline_tests.faults.work import Work
 from offload_pipeline_tests.offload.installation import RUN, let_time_pass
@@ -53,8 +53,10 @@ def _write_again(campaign: Campaign, connection: psycopg.Connection) -> None:
         "SELECT table_name, tenant_id, primary_key FROM payload_offload_failures"
         " WHERE stage = 'write' AND resolved_at IS NULL"
     )
+    work = Work(campaign.pipeline, campaign.seed)
     for name, tenant, key in failed.fetchall():
-        Work(campaign.pipeline, campaign.seed).write_row(campaign.pipeline.table(connection, name), tenant, int(key))
+        table = campaign.pipeline.table(connection, name)
+        work.write_row(table, tenant, int(key), large_payload(LARGEST_BYTES, int(key)))
 
 
 def _move_again(campaign: Campaign, connection: psycopg.Connection, partitions: list[Partition]) -> list[Partition]:

@@ -159,11 +159,13 @@ class Campaign:
         }
 
     def _recruit(self, workers: contextlib.ExitStack) -> list[Worker]:
-        """The next pair; one of them leaves its client library no fault to hide."""
+        """The next pair: one begins to copy, and leaves its client library no fault to hide; one to delete."""
         disk_rate = None if self.proxy else next(self._rates)
         return [
-            workers.enter_context(Worker(self._config, Orders(self._random.randrange(10**6), retries, disk_rate)))
-            for retries in (0, 1)
+            workers.enter_context(
+                Worker(self._config, Orders(self._random.randrange(10**6), retries, disk_rate, first))
+            )
+            for retries, first in ((0, "drain"), (1, "collect"))
         ]
 
     def _live(self, pair: list[Worker]) -> None:

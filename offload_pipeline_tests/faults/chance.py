@@ -10,7 +10,7 @@ Kinds = Mapping[str, Sequence[str]]
 
 
 # A collection asks for the first page once, and for so many others that without mercy it would never come to an end.
-WEIGHTS = {"LIST": 3, "NEXT PAGE": 0.3, "DELETE": 3}
+WEIGHTS = {"LIST": 2, "NEXT PAGE": 0.3, "DELETE": 3}
 
 
 class Chance:

@@ -43,7 +43,7 @@ NO_ANSWER_SECONDS = 2.0
 # A late request arrives when the client has given it up, perhaps tried again, perhaps gone on to other things.
 LATE_SECONDS = (0.6, 3.0)
 # S3 gives a thousand keys a page; a test's few objects are to be several pages as well.
-LIST_PAGE_KEYS = 50
+LIST_PAGE_KEYS = 100
 
 # What may happen to each request; "late" and "cut" requests are carried out, "no answer" and "cut request" are not.
 ALL_KINDS = {

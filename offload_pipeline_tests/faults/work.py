@@ -32,14 +32,17 @@ Done = dict[str, int]
 class Work:
     """Steps on random partitions; the seed makes their order repeatable."""
 
-    def __init__(self, pipeline: Pipeline, seed: int) -> None:
+    def __init__(self, pipeline: Pipeline, seed: int, first: str | None = None) -> None:
+        """`first`: the step to begin with."""
         self._pipeline, self._random = pipeline, random.Random(seed)  # noqa: S311 - which step, not a secret
+        self._first = first
         self._run_id = f"worker-{os.getpid()}"
         self._threads = pipeline.config.offload.store_threads
 
     def next_step(self) -> tuple[str, Callable[[], Done]]:
         """Its name, and what does it and tells what it did."""
-        name = self._random.choices(list(SHARES), weights=list(SHARES.values()))[0]
+        name = self._first or self._random.choices(list(SHARES), weights=list(SHARES.values()))[0]
+        self._first = None
         return name, getattr(self, name)
 
     def drain(self) -> Done:
@@ -89,11 +92,11 @@ class Work:
             found = connection.execute("SELECT nextval(pg_get_serial_sequence(%s, 'id'))", (table.config.relation,))
             (key,) = found.fetchone() or (None,)
         assert key is not None
-        return self.write_row(table, self._random.choice(TENANTS), key)
-
-    def write_row(self, table: Table, tenant: str, key: int) -> Done:
-        """A new row with this key."""
         payload = large_payload(self._random.randrange(SMALLEST_BYTES, LARGEST_BYTES), self._random.randrange(10**9))
+        return self.write_row(table, self._random.choice(TENANTS), key, payload)
+
+    def write_row(self, table: Table, tenant: str, key: int, payload: str) -> Done:
+        """A new row with this key."""
         with psycopg.connect(self._pipeline.database.url) as connection, PayloadWriter(self._pipeline) as writer:
             written = writer.write(connection, table.name, tenant, key, payload)
             columns = {"id": key, "tenant_id": tenant, **written}

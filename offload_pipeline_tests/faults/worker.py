@@ -44,6 +44,8 @@ class Orders:
     """Of the store's client library."""
     disk_rate: float | None = None
     """How often a request to a local store goes wrong; None for a store that is behind a proxy."""
+    first: str | None = None
+    """The step to begin with."""
 
 
 def say(**line: object) -> None:
@@ -101,7 +103,7 @@ def main(orders: Orders) -> None:
     store = pipeline.store
     if orders.disk_rate is not None:
         store = FaultyDisk(store, orders.seed, orders.disk_rate, lambda fault: say(injected=fault))
-    work = Work(replace(pipeline, store=TellingStore(store)), orders.seed)
+    work = Work(replace(pipeline, store=TellingStore(store)), orders.seed, orders.first)
     sys.stdin.readline()
     while True:
         name, step = work.next_step()

@@ -453,9 +453,12 @@ def test_another_whole_pointer_saved_without_the_payload_is_stale_and_not_believ
     assert row(connection) == before
 
 
-REFERENCE = (
-    '{"payload_type": "storage_ref", "storage_path": "k", "size_bytes": 5, "sha256": "abcd", "moved_at": "2026-01-01"}'
-)
+def reference_in(store_url: str) -> str:
+    """As release leaves it."""
+    return (
+        '{"payload_type": "storage_ref", "storage_path": "acme/k", "size_bytes": 5, "sha256": "abcd",'
+        f' "moved_at": "2026-01-01T00:00:00+00:00", "url": "{store_url}/acme/k"}}'
+    )
 
 
 @pytest.mark.both_servers
@@ -472,22 +475,23 @@ def test_a_reference_without_its_pointer_does_not_take_a_payloads_place(
         "INSERT INTO notices (raw_payload) VALUES (%s)",
     ):
         with pytest.raises(errors.CheckViolation, match="without its pointer") as caught:
-            connection.execute(statement, [REFERENCE])
+            connection.execute(statement, [reference_in(local_store_url)])
         assert "or the pointer columns as well" in (caught.value.diag.message_hint or "")
     assert row(connection) == before
 
 
-def test_a_payload_that_only_speaks_of_references_is_a_payload(
-    connection: psycopg.Connection, references: TableConfig
+def test_a_payload_that_only_looks_like_a_reference_is_a_payload(
+    connection: psycopg.Connection, references: TableConfig, local_store_url: str
 ) -> None:
-    insert_payloads(connection, references, ['{"note": "a storage_ref"}', '["storage_ref"]', '"storage_ref"', SMALL])
+    others = [reference_in("s3://elsewhere"), f'{{"url": "{local_store_url}/acme/k"}}']
+    insert_payloads(connection, references, [*others, '["storage_ref"]', '"storage_ref"', SMALL])
     assert set(statuses(connection, references).values()) == {"inline"}
 
 
 def test_where_no_references_are_left_one_is_a_payload_like_any_other(
-    connection: psycopg.Connection, notices: TableConfig
+    connection: psycopg.Connection, notices: TableConfig, local_store_url: str
 ) -> None:
-    insert_payloads(connection, notices, [REFERENCE])
+    insert_payloads(connection, notices, [reference_in(local_store_url)])
     assert statuses(connection, notices) == {1: "inline"}
 
 

@@ -26,7 +26,7 @@ from offload_pipeline_tests.offload.installation import RUN, StoreAddress, insta
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a process's own memory is read there")
 
 MILLION = 1_000_000
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.1
 # Between the first tenth of a life and its last: caches fill, and connections come.
 GROWTH_MEGABYTES = 40
 # Indexes gain a level while they fill.
@@ -97,14 +97,17 @@ class Backfill:
 
 
 def tenths(looks: list[Look], step: str, rows: int) -> tuple[list[Look], list[Look]]:
-    """The looks at the first tenth of what this life copied, or released, and at the last."""
-    at_work = [look for look in looks if getattr(looks[0], step) < getattr(look, step) < rows]
+    """The looks at the first tenth of what this life copied, or released, and at the last; two at least."""
+    at_work: list[Look] = []
+    for look in looks:
+        done = getattr(look, step)
+        if getattr(looks[0], step) < done < rows and (not at_work or done > getattr(at_work[-1], step)):
+            at_work.append(look)
     first, last = getattr(at_work[0], step), getattr(at_work[-1], step)
     tenth = (last - first) / 10
-    return (
-        [look for look in at_work if getattr(look, step) <= first + tenth],
-        [look for look in at_work if getattr(look, step) >= last - tenth],
-    )
+    beginning = sum(getattr(look, step) <= first + tenth for look in at_work)
+    end = sum(getattr(look, step) >= last - tenth for look in at_work)
+    return at_work[: max(2, beginning)], at_work[-max(2, end) :]
 
 
 def per_row(looks: list[Look], step: str) -> tuple[float, float]:

@@ -140,7 +140,10 @@ def test_strays_are_erased_however_young_and_however_many(notices: Installation)
     strays = [f"acme/notices/{number}/{SHA256}.json.gz" for number in range(20)]
     for key in strays:
         notices.store.put(key, b"nobody's")
-    kept = [f"acme2/notices/1/{SHA256}.json.gz", "acme/report.csv", f"acme/mails/1/{SHA256}.json.gz"]
+    kept = [
+        f"acme2/notices/1/{SHA256}.json.gz", "acme/report.csv", f"acme/mails/1/{SHA256}.json.gz",
+        "acme/notices/readme.txt", f"acme/notices/1/2/{SHA256}.json.gz",
+    ]  # fmt: skip
     for key in kept:
         notices.store.put(key, b"somebody else's")
     result = erase(notices)

@@ -189,6 +189,29 @@ def test_a_row_that_is_written_before_its_page_is_expired_keeps_what_was_written
     notices.assert_invariant(expired=[other])
 
 
+@pytest.mark.both_servers
+def test_a_row_that_is_in_storage_anew_before_its_page_is_expired_is_left(
+    notices: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewed, other = notices.insert(PAYLOADS[:2])
+    notices.drain()
+    grow_old(notices, renewed, other)
+    read = expiry._Expirer._page
+
+    def read_then_renew(self: expiry._Expirer, cursor: Any) -> Any:
+        page = read(self, cursor)
+        if cursor is None:
+            notices.write(renewed, PAYLOADS[5])
+            notices.drain()
+        return page
+
+    monkeypatch.setattr(expiry._Expirer, "_page", read_then_renew)
+    result = expire(notices)
+    assert (result.rows_expired, result.rows_left) == (1, 1)
+    assert notices.statuses() == {renewed: "in_storage", other: "expired"}
+    notices.assert_invariant(expired=[other])
+
+
 def test_a_row_that_the_table_refuses_to_expire_does_not_stop_the_others(notices: Installation) -> None:
     keys = notices.insert(PAYLOADS[:4])
     notices.drain()
@@ -248,6 +271,14 @@ def test_objects_are_deleted_when_the_grace_since_their_rows_expiry_is_over(
         assert not keys_in(notices.store)
         assert not listed_keys(notices)
         assert logged(notices.connection, "expire objects") == (1, object_bytes)
+
+
+def test_the_grace_counts_from_the_expiry_however_old_the_object_is(notices: Installation) -> None:
+    _, object_key = expired(notices)
+    age(notices.store, [object_key])
+    assert sweep(notices, MONTH).objects_deleted == 0
+    notices.connection.execute("UPDATE payload_offload_expired SET expired_at = expired_at - interval '31 days'")
+    assert sweep(notices, MONTH).objects_deleted == 1
 
 
 def test_the_report_tells_what_is_listed_and_what_is_due(notices: Installation) -> None:
@@ -359,3 +390,14 @@ def test_the_pointer_of_an_expired_row_cannot_be_put_back_by_hand(notices: Insta
         notices.execute("UPDATE {table} SET raw_payload = NULL, raw_object_key = %s WHERE id = %s", object_key, key)
     assert row_hashes(notices.connection, notices.config) == {key: None}
     assert notices.one_status() == "expired"
+
+
+def test_a_late_restore_brings_back_the_stored_rows_and_leaves_the_expired_ones(notices: Installation) -> None:
+    gone, object_key = expired(notices)
+    (stored,) = notices.insert(PAYLOADS[5:6])
+    notices.drain()
+    assert notices.restore().rows_restored == 1
+    assert notices.restore(key=gone).rows_restored == 0
+    assert notices.statuses() == {gone: "expired", stored: "inline"}
+    assert object_key in keys_in(notices.store)
+    notices.assert_invariant(expired=[gone])
