@@ -14,7 +14,7 @@ from offload_pipeline.retention.findings import GarbageResult
 from offload_pipeline.retention.naming import Naming
 from offload_pipeline.retention.ownership import Scope
 from offload_pipeline.retention.spool import Spool, Suspect, in_chunks
-from offload_pipeline.storage.object_store import LISTED_PER_PAGE, ObjectStore, StoredObject
+from offload_pipeline.storage.object_store import LISTED_PER_PAGE, PROBE_KEY, ObjectStore, StoredObject
 
 # A put takes seconds; its temporary file is nobody's after this.
 LEFTOVER_AFTER = timedelta(hours=1)
@@ -55,10 +55,10 @@ class Listing:
             owned = self._scope.owner(found.key)
             if self._store.is_leftover(found.key):
                 self._set_leftover_aside(found, leftovers)
-            elif owned is None:
+            elif owned is None and found.key != PROBE_KEY:
                 self._result.foreign += 1
                 self._result.foreign_bytes += found.bytes
-            elif self._scope.includes(owned, found.key):
+            elif owned is not None and self._scope.includes(owned, found.key):
                 of_table = pages.setdefault(owned.table.name, _TablePage(owned.table))
                 of_table.objects.append(found)
                 if owned.primary_key is not None:

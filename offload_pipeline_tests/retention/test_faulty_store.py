@@ -34,7 +34,7 @@ LISTING_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("request_kind", "fault"), LISTING_FAULTS, ids=" ".join)
+@pytest.mark.parametrize(("request_kind", "fault"), LISTING_FAULTS, ids=[" ".join(pair) for pair in LISTING_FAULTS])
 def test_a_listing_that_fails_on_any_page_deletes_nothing(
     behind_proxy: Installation, proxy: FaultyProxy, real_store: ObjectStore, request_kind: str, fault: str
 ) -> None:
