@@ -1,6 +1,7 @@
 """The servers and stores that tests ask for by name; each is started when the first test needs it."""
 
 import os
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -26,6 +27,11 @@ CHOICES = {"18": [EMBEDDED], "15": [SYSTEM], "both": [EMBEDDED, SYSTEM]}
 TEMPLATE = "test_template"
 # A developer's own would be sent along with the test server's keys, or lead elsewhere.
 OTHER_AWS_VARIABLES = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+
+
+def pytest_configure() -> None:
+    """Jobs that a shell starts in the background ignore SIGINT, and so would what the tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

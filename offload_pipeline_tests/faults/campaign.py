@@ -54,13 +54,17 @@ FULL_FILE_BYTES = 64
 RATES = (0.1, 0.5, 0.02, 0.9, 0.05, 0.2)
 # What befalls a pair of workers before they are killed, one list a life, in turns.
 TROUBLES = (
-    ("terminate one", "disk full"), ("restart immediate",), ("terminate all",), ("restart fast",), (), ("disk full",),
-    (), ("terminate one", "terminate one"), (), ("let time pass",),
+    ("terminate one", "disk full"), ("restart immediate",), ("collect", "terminate all"), ("restart fast",),
+    ("collect",), ("disk full",), ("collect", "terminate one"), ("terminate one", "terminate one"),
+    ("collect", "disk full"), ("let time pass",),
 )  # fmt: skip
 # Between one trouble and the next, and the kills. Measured in work, so that a busy machine sees as much of it.
 MOST_REQUESTS = 120
+MOST_DELETIONS = 30
 # For a pair with nothing to do just then, or no database.
 LONGEST_WAIT_SECONDS = 5
+# A collection waits for the transactions that were there before it.
+LONGEST_COLLECTION_SECONDS = 15
 START_SECONDS = 60
 
 
@@ -202,6 +206,9 @@ class Campaign:
                 self.injected["database connection terminated"] += self._terminate(None if which == "all" else 1)
             case ["disk", "full"] if self.proxy is None:
                 self._fill_disk(pair)
+            case ["collect"]:
+                enough = self._random.randrange(MOST_DELETIONS)
+                wait_until(lambda: pair[1].has_collected(enough), LONGEST_COLLECTION_SECONDS)
             case ["let", *_]:
                 with self.connect() as connection:
                     let_time_pass(connection)

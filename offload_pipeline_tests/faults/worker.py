@@ -33,6 +33,7 @@ from offload_pipeline_tests.faults.work import LINGERING, Work
 REPOSITORY = Path(__file__).parents[2]
 MODULE = "offload_pipeline_tests.faults.worker"
 ASKED = '{"asked": '
+FAILED_TO_COLLECT = '{"failed": "collect"'
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,11 @@ class Worker:
     def requests(self) -> int:
         """How often it has asked the store for anything."""
         return sum(line.startswith(ASKED) for line in self._lines)
+
+    def has_collected(self, deletions: int) -> bool:
+        """Whether it has asked for so many deletions, or had no more to ask for."""
+        asked = sum(line.startswith(ASKED + '"DELETE"') for line in self._lines)
+        return asked >= deletions or any("orphans deleted" in line or FAILED_TO_COLLECT in line for line in self._lines)
 
     @property
     def has_ended(self) -> bool:
