@@ -4,27 +4,16 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dagster import ConfigurableResource, DagsterLogManager, Failure, InitResourceContext
+from dagster import ConfigurableResource, DagsterLogManager, InitResourceContext
 from pydantic import PrivateAttr
 
 from offload_pipeline.config import load_config
 from offload_pipeline.database.back_pressure import Announce
 from offload_pipeline.defs.partition_keys import split_key
-from offload_pipeline.errors import PermanentError, TransientError, UserError
+from offload_pipeline.defs.retries import no_retry_of_permanent_errors
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.queue import PendingTenant
 from offload_pipeline.pipeline import Pipeline, open_pipeline
-
-
-@contextlib.contextmanager
-def no_retry_of_permanent_errors() -> Iterator[None]:
-    """Dagster's retry policy repeats any exception; what will not pass must say so."""
-    try:
-        yield
-    except (UserError, PermanentError) as error:
-        if isinstance(error, TransientError):
-            raise
-        raise Failure(description=str(error), allow_retries=False) from error
 
 
 def log_pauses(log: DagsterLogManager) -> Announce:

@@ -27,7 +27,7 @@ from dagster._core.instance.types import CachingDynamicPartitionsLoader  # what 
 
 from offload_pipeline.config import CONFIG_VARIABLE, DATABASE_VARIABLES, HOME_VARIABLE, TableConfig, load_config
 from offload_pipeline.definitions import build_definitions
-from offload_pipeline.defs.offload import assets
+from offload_pipeline.defs import retries
 from offload_pipeline.defs.partition_keys import TENANT_PARTITIONS, key_of, split_key
 from offload_pipeline.defs.resources import PipelineResource
 from offload_pipeline.pipeline import Pipeline, open_pipeline
@@ -119,7 +119,7 @@ def opened_project(
     """Writes `folder/offload.yaml`, makes it this process's configuration, installs, and builds the definitions."""
     write_config(folder, monkeypatch, database_url, object_store, tables, **sections)
     # As configured, but for the minutes between attempts.
-    monkeypatch.setattr(assets, "RETRY", RetryPolicy(max_retries=1, delay=0))
+    monkeypatch.setattr(retries, "RETRY", RetryPolicy(max_retries=1, delay=0))
     config = load_config()
     pipeline = open_pipeline(config)
     install(pipeline)

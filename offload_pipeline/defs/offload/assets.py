@@ -10,17 +10,15 @@ from dagster import (
     AssetExecutionContext,
     AssetObservation,
     AssetsDefinition,
-    Backoff,
     Config,
-    Jitter,
     MaterializeResult,
     Output,
-    RetryPolicy,
     asset,
 )
 from pydantic import Field
 
 from offload_pipeline.config import Config as OffloadYaml
+from offload_pipeline.defs import retries
 from offload_pipeline.defs.metadata import dry_run_metadata, pending_metadata, release_metadata
 from offload_pipeline.defs.partition_keys import table_tenant_partitions
 from offload_pipeline.defs.resources import PipelineResource, log_pauses, no_retry_of_permanent_errors
@@ -33,8 +31,6 @@ IO_MANAGER = "gzipped_payloads"
 POOL = "offload"
 # A warning in the asset itself, which looks before the copier has emptied the queue.
 QUEUE_IS_SHORT = "queue_is_short"
-# A store or database that comes back within minutes costs nobody a look; longer outages are the sensor's to repeat.
-RETRY = RetryPolicy(max_retries=3, delay=20, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
 # No asset has a backfill policy: one partition per run is what Dagster does without. Under multi_run(1) the run of one
 # partition is tagged as a range, its checks are recorded without a partition, and the sensor cannot see it in flight.
 
@@ -73,7 +69,7 @@ def offload_assets(yaml: OffloadYaml) -> list[AssetsDefinition]:
     # Without an output, after a dry run, Dagster counts nothing as materialized, and skips the check and the release.
     @asset(
         deps=[pending_payloads], partitions_def=partitions, group_name=GROUP, output_required=False,
-        io_manager_key=IO_MANAGER, retry_policy=RETRY, pool=POOL, kinds={"postgres", "s3", "gzip"},
+        io_manager_key=IO_MANAGER, retry_policy=retries.RETRY, pool=POOL, kinds={"postgres", "s3", "gzip"},
     )  # fmt: skip
     def payload_objects(
         context: AssetExecutionContext, config: CopyConfig, pipeline: PipelineResource
@@ -97,7 +93,7 @@ def offload_assets(yaml: OffloadYaml) -> list[AssetsDefinition]:
 
     @asset(
         deps=[payload_objects], partitions_def=partitions, group_name=GROUP,
-        retry_policy=RETRY, pool=POOL, kinds={"postgres"},
+        retry_policy=retries.RETRY, pool=POOL, kinds={"postgres"},
     )  # fmt: skip
     def released_payloads(context: AssetExecutionContext, pipeline: PipelineResource) -> MaterializeResult[None]:
         """Rows freed of payloads that verification has passed; launched alone it frees no more than that."""

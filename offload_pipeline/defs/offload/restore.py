@@ -6,6 +6,7 @@ from dagster import Config, Failure, JobDefinition, MetadataValue, OpExecutionCo
 from pydantic import Field
 
 from offload_pipeline.config import Config as OffloadYaml
+from offload_pipeline.defs import retries
 from offload_pipeline.defs.metadata import SHOWN_DAMAGES, Metadata
 from offload_pipeline.defs.offload import assets
 from offload_pipeline.defs.partition_keys import split_key, table_tenant_partitions
@@ -26,7 +27,7 @@ class RestoreConfig(Config):
 def restore_jobs(yaml: OffloadYaml) -> list[JobDefinition]:
     """The one job, on the partitions of the assets."""
 
-    @op(pool=assets.POOL, retry_policy=assets.RETRY)
+    @op(pool=assets.POOL, retry_policy=retries.RETRY)
     def restore_payloads(context: OpExecutionContext, config: RestoreConfig, pipeline: PipelineResource) -> None:
         """Reads each object, hash-checked, puts the payload back into its row, and holds it there."""
         with no_retry_of_permanent_errors():

@@ -3,7 +3,7 @@
 from dagster import AssetExecutionContext, AssetsDefinition, Failure, MaterializeResult, asset
 
 from offload_pipeline.config import Config
-from offload_pipeline.defs.offload.assets import RETRY
+from offload_pipeline.defs import retries
 from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
 from offload_pipeline.defs.retention.checks import orphan_share_result, orphan_share_spec
 from offload_pipeline.defs.retention.metadata import expiry_metadata, garbage_metadata
@@ -19,7 +19,7 @@ def retention_assets(config: Config) -> list[AssetsDefinition]:
     """Both look at all tables and tenants in one run: one listing of the store serves them all."""
 
     @asset(
-        check_specs=[orphan_share_spec(config)], group_name=GROUP, retry_policy=RETRY, pool=POOL,
+        check_specs=[orphan_share_spec(config)], group_name=GROUP, retry_policy=retries.RETRY, pool=POOL,
         kinds={"postgres", "s3"},
     )  # fmt: skip
     def orphaned_objects(context: AssetExecutionContext, pipeline: PipelineResource) -> MaterializeResult:  # type: ignore[type-arg]  # Dagster knows only the bare class beside checks
@@ -31,7 +31,7 @@ def retention_assets(config: Config) -> list[AssetsDefinition]:
         metadata = garbage_metadata(result, delete=delete)
         return MaterializeResult(metadata=metadata, check_results=[orphan_share_result(result)])
 
-    @asset(group_name=GROUP, retry_policy=RETRY, pool=POOL, kinds={"postgres", "s3"})
+    @asset(group_name=GROUP, retry_policy=retries.RETRY, pool=POOL, kinds={"postgres", "s3"})
     def expired_payloads(context: AssetExecutionContext, pipeline: PipelineResource) -> MaterializeResult[None]:
         """Payloads past object_retention, and their objects past the grace; given up where retention.delete is true."""
         retention, run_id = Retention(pipeline.pipeline), context.run.run_id

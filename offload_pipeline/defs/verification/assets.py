@@ -14,7 +14,7 @@ from dagster import (
 )
 
 from offload_pipeline.config import Config
-from offload_pipeline.defs.offload.assets import RETRY
+from offload_pipeline.defs import retries
 from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
 from offload_pipeline.defs.verification.metadata import failures_metadata, report_metadata
 from offload_pipeline.verification.smoke import SmokeCheck, run_smoke_check, smoke_checks
@@ -28,7 +28,7 @@ SHOWN_FAILURES = 20
 def verification_assets() -> list[AssetsDefinition]:
     """The report."""
 
-    @asset(group_name=GROUP, kinds={"postgres"}, retry_policy=RETRY)
+    @asset(group_name=GROUP, kinds={"postgres"}, retry_policy=retries.RETRY)
     def verification_report(context: AssetExecutionContext, pipeline: PipelineResource) -> MaterializeResult[None]:
         """Rows, what is in storage, sizes, failures and gates of every table; reads little of any of them."""
         opened = pipeline.pipeline
@@ -45,7 +45,7 @@ def verification_assets() -> list[AssetsDefinition]:
 def report_checks(config: Config) -> list[AssetChecksDefinition]:
     """What the report is checked for: open failures, and the queries in `sql/smoke/` beside the configuration file."""
 
-    @asset_check(asset=REPORT, retry_policy=RETRY)
+    @asset_check(asset=REPORT, retry_policy=retries.RETRY)
     def no_open_failures(pipeline: PipelineResource) -> AssetCheckResult:
         """No row failed without having succeeded since; failures whose row is gone are closed first."""
         with no_retry_of_permanent_errors():
@@ -61,7 +61,7 @@ def _smoke_check(check: SmokeCheck) -> AssetChecksDefinition:
     bound: Mapping[str, str] = {"table": check.table} if check.table else {}
 
     @asset_check(
-        asset=REPORT, name=check.name, description=check.description or check.path.name, retry_policy=RETRY,
+        asset=REPORT, name=check.name, description=check.description or check.path.name, retry_policy=retries.RETRY,
         metadata={"file": check.path.name, **bound},
     )  # fmt: skip
     def still_true(pipeline: PipelineResource) -> AssetCheckResult:

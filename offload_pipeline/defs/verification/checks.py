@@ -11,8 +11,9 @@ from dagster import (
 from pydantic import Field
 
 from offload_pipeline.config import Config as OffloadYaml
+from offload_pipeline.defs import retries
 from offload_pipeline.defs.metadata import verification_metadata
-from offload_pipeline.defs.offload.assets import POOL, RETRY
+from offload_pipeline.defs.offload.assets import POOL
 from offload_pipeline.defs.partition_keys import table_tenant_partitions
 from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
 
@@ -35,7 +36,7 @@ def verification_checks(yaml: OffloadYaml) -> list[AssetChecksDefinition]:
         partitions_def=table_tenant_partitions(yaml),
         blocking=True,
         pool=POOL,
-        retry_policy=RETRY,
+        retry_policy=retries.RETRY,
     )
     def objects_are_sound(
         context: AssetCheckExecutionContext, config: VerifyConfig, pipeline: PipelineResource
