@@ -321,6 +321,11 @@ class Config(_Section):
                 raise ValueError(f"tables has two entries that become {name!r} ({table.name}); rename one")
         return self
 
+    @property
+    def has_one_table(self) -> bool:
+        """Whether there is one table alone, whose functions then have plain names as well."""
+        return len(self.tables) == 1
+
     def table(self, name: str) -> TableConfig:
         """The table of this name, or a one-line error that lists the names."""
         for table in self.tables:
@@ -483,7 +488,7 @@ def _line_of(root: yaml.Node | None, keys: tuple[int | str, ...]) -> str:
 _MODELS: dict[str, type[_Section]] = {
     "": Config, "database": DatabaseConfig, "object_store": ObjectStoreConfig, "tables": TableConfig,
     "tenant": TenantConfig, "columns": PointerColumns, "offload": OffloadConfig, "verification": VerificationConfig,
-    "retention": RetentionConfig,
+    "retention": RetentionConfig, "back_pressure": BackPressureConfig,
 }  # fmt: skip
 
 

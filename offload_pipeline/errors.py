@@ -65,6 +65,10 @@ class NotInStoreError(PermanentError):
     """The payload is in its row; no object stands for it."""
 
 
+class PayloadBesidePointerError(PermanentError):
+    """The row is in storage and holds another payload all the same; nothing takes that away before somebody chose."""
+
+
 class ReleaseUndoneError(TransientError):
     """A trigger of the table turned the released row into something else; rolled back, until that is mended."""
 

@@ -15,11 +15,12 @@ from offload_pipeline.offload.ahead import DryRun, dry_run, rows_ahead
 from offload_pipeline.offload.claims import Batches, Partition, PendingBatches
 from offload_pipeline.offload.copier import CopyOptions, CopyResult, Progress, copy_all, no_progress
 from offload_pipeline.offload.failures import OpenFailure, count_open, open_failures
+from offload_pipeline.offload.holds import HoldsLifted, count_held, lift_holds
 from offload_pipeline.offload.queue import PendingTenant, known_tenants, pending_by_tenant, tenants_having
 from offload_pipeline.offload.release import ReleaseOptions, ReleaseResult, release_partition
-from offload_pipeline.offload.restore import HoldsLifted, RestoreOptions, RestoreResult, lift_holds, restore_partition
+from offload_pipeline.offload.restore import RestoreOptions, RestoreResult, restore_partition
 from offload_pipeline.offload.stale_failures import resolve_stale_failures
-from offload_pipeline.offload.stored_rows import count_stored, find_row, stored_tenants
+from offload_pipeline.offload.stored_rows import count_stored, find_row
 from offload_pipeline.offload.tenants import partition_key
 from offload_pipeline.offload.unseen import UnseenBatches
 from offload_pipeline.storage.object_store import ObjectStore, open_store
@@ -66,21 +67,22 @@ class Pipeline:
         """The table of this name as the catalog has it now, installed or not."""
         return inspect_table(connection, self.config.table(name), self.database.schema)
 
+    def inspect_all(self, connection: Connection, name: str | None = None) -> list[Table]:
+        """The named table, or all, installed or not."""
+        names = [name] if name is not None else [table.name for table in self.config.tables]
+        return [self.inspect(connection, one) for one in names]
+
     def table(self, connection: Connection, name: str) -> Table:
         """The installed table of this name. UserError where install has not run."""
         return self.inspect(connection, name).require_installed()
 
     def tables(self, connection: Connection, name: str | None = None) -> list[Table]:
-        """The named table, or all."""
-        return [
-            self.table(connection, wanted)
-            for wanted in ([name] if name is not None else [t.name for t in self.config.tables])
-        ]
+        """The named table, or all. UserError where install has not run."""
+        return [table.require_installed() for table in self.inspect_all(connection, name)]
 
     def installed_tables(self, connection: Connection) -> list[Table]:
         """The tables that payloads may move from."""
-        found = [self.inspect(connection, table.name) for table in self.config.tables]
-        return [table for table in found if table.is_installed]
+        return [table for table in self.inspect_all(connection) if table.is_installed]
 
     def pending(self, connection: Connection, table: Table, tenant: str | None = None) -> list[PendingTenant]:
         """The table's queue, oldest first, or that of one tenant."""
@@ -95,8 +97,8 @@ class Pipeline:
             waiting = set(tenants_having(connection, table, "pending_move"))
         else:
             waiting = {found.tenant for found in queue if found.tenant is not None}
-        unseen = tenants_having(connection, table, None)
-        return sorted(waiting.union(known_tenants(connection, table), unseen, stored_tenants(connection, table)))
+        others = [tenants_having(connection, table, status) for status in (None, "copied", "in_storage")]
+        return sorted(waiting.union(known_tenants(connection, table), *others))
 
     def partitions(self, connection: Connection, table: str | None, tenant: str | None) -> list[Partition]:
         """The partitions of one or all tables, of one or all tenants."""
@@ -212,6 +214,11 @@ class Pipeline:
         """How many rows a restore has to go through."""
         with self.connect() as connection:
             return count_stored(connection, partition)
+
+    def held(self, partition: Partition) -> tuple[int, int]:
+        """Rows and payload bytes that `lift_holds` would make pending; writes nothing."""
+        with self.connect() as connection:
+            return count_held(connection, partition)
 
     def lift_holds(self, partition: Partition, run_id: str) -> HoldsLifted:
         """Makes restored rows move again with the next pass."""

@@ -84,7 +84,7 @@ def install(pipeline: Pipeline) -> list[str]:
         for step in plan_bookkeeping(connection, pipeline.database.schema):
             run(connection, step)
             done.append(step.title)
-        is_only = len(pipeline.config.tables) == 1
+        is_only = pipeline.config.has_one_table
         for table in pipeline.config.tables:
             inspected = pipeline.inspect(connection, table.name)
             for step in plan_table(connection, inspected, pipeline.store.url, is_only=is_only):

@@ -320,6 +320,11 @@ def test_a_file_that_is_no_configuration_is_refused_in_one_line(refusal: Refusal
         (f"databse: {{}}\n{TABLE}", ":1: databse: unknown key; did you mean database?"),
         (f"database:\n  shema: a\n{TABLE}", ":2: database.shema: unknown key; did you mean schema?"),
         (f"object_store:\n  zzz: a\n{TABLE}", ":2: object_store.zzz: unknown key; use one of url, endpoint"),
+        (f"retention:\n  grade: 5 days\n{TABLE}", ":2: retention.grade: unknown key; did you mean grace?"),
+        (
+            f"back_pressure:\n  zzz: 1\n{TABLE}",
+            ":2: back_pressure.zzz: unknown key; use one of max_replica_lag_bytes, max_wal_files_waiting",
+        ),
         (f"database: {URL}\n{TABLE}", ":1: database: is not a mapping; write its keys below it"),
         ("tables: {name: notices}\n", ":1: tables: is not a list; begin each entry with a dash"),
         (TABLE.replace("    payload: raw_payload\n", ""), ":2: tables[0].payload: is missing; add it"),

@@ -47,6 +47,7 @@ CONTENTS = {
 }
 CONTENT = st.sampled_from(list(CONTENTS))
 NOTHING_WAITS = timedelta(0)
+POINTER = ("payload_storage_status", "payload_bytes", "raw_object_key", "payload_hash_sha256", "payload_stored_at")
 
 
 class Lifecycle(RuleBasedStateMachine):
@@ -61,6 +62,7 @@ class Lifecycle(RuleBasedStateMachine):
         super().__init__()
         self.ledger: dict[int, str | None] = {}
         self.held: tuple[int, str | None] | None = None
+        self.read: dict[int, dict[str, Any]] = {}
 
     @initialize()
     def begin_with_nothing(self) -> None:
@@ -126,6 +128,18 @@ class Lifecycle(RuleBasedStateMachine):
         if key in self.ledger and not self._is_held(key):
             row = self._row(key)
             self._save(key, row)
+
+    @rule(key=KEYS)
+    def read_row(self, key: int) -> None:
+        """For `save_pointer_as_read`, later."""
+        if key in self.ledger:
+            self.read[key] = self._row(key)
+
+    @rule(key=KEYS)
+    def save_pointer_as_read(self, key: int) -> None:
+        """As an ORM does that left the payload out of what it loaded, whatever happened to the row since."""
+        if key in self.ledger and key in self.read and not self._is_held(key):
+            self._save(key, {name: value for name, value in self.read[key].items() if name in POINTER})
 
     @rule(key=KEYS, stale=KEYS)
     def copy_row_with_its_pointer(self, key: int, stale: int) -> None:
@@ -253,7 +267,7 @@ class Lifecycle(RuleBasedStateMachine):
     def erase(self, tenant: str) -> None:
         stored = {key for key in self.ledger if self._row(key)["payload_storage_status"] == "in_storage"}
         installation = self.installation
-        options = ErasureOptions(delete=True, store_threads=4)
+        options = ErasureOptions(delete=True, store_threads=4, patience=NOTHING_WAITS)
         erase_tenant(installation.pipeline.database, installation.store, [installation.table], tenant, options, RUN)
         self._give_up(stored)
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from offload_pipeline.database.table import Table
 
 SUPPORTED_MAJOR_VERSIONS = range(14, 19)
-INDEXES = ("unseen", "pending", "copied", "stored")
 
 _SIGNS = {"passed": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "red")}
 
@@ -66,7 +65,7 @@ def examine() -> Iterator[Check]:
         with contextlib.closing(database.connect()) as connection:
             yield from _database(connection, database)
             for table in config.tables:
-                yield from _table(connection, table, database.schema, _store_url(config))
+                yield from _table(connection, table, database.schema, config)
     except UserError as error:
         yield _failed("database", error)
     yield _store(config)
@@ -98,10 +97,10 @@ def _database(connection: "Connection", database: "Database") -> Iterator[Check]
         yield Check(name, "passed", "holds the bookkeeping tables")
 
 
-def _table(connection: "Connection", config: "TableConfig", schema: str, store_url: str) -> Iterator[Check]:
+def _table(connection: "Connection", config: "TableConfig", schema: str, whole: "Config") -> Iterator[Check]:
     from offload_pipeline.database.table import inspect_table
 
-    name = f"table {config.name}"
+    name, store_url = f"table {config.name}", _store_url(whole)
     try:
         table = inspect_table(connection, config, schema).require_installed()
     except UserError as error:
@@ -110,7 +109,7 @@ def _table(connection: "Connection", config: "TableConfig", schema: str, store_u
     yield Check(name, "passed", f"{config.relation} has its pointer columns")
     yield _indexes(connection, table, name)
     yield _triggers(connection, table, name)
-    yield _as_configured(connection, table, f"{name}, installed", store_url)
+    yield _as_configured(connection, table, f"{name}, installed", store_url, is_only=whole.has_one_table)
     yield from _stores(connection, table, f"{name}, store", store_url)
     yield _row_security(connection, table, name)
     column = config.tenant.column
@@ -124,8 +123,10 @@ def _table(connection: "Connection", config: "TableConfig", schema: str, store_u
 
 
 def _indexes(connection: "Connection", table: "Table", name: str) -> Check:
+    from offload_pipeline.install.installer import INDEX_TITLES
+
     is_valid = dict(_catalog(connection, table, "offload_indexes"))
-    wrong = [title for title in INDEXES if not is_valid.get(title)]
+    wrong = [title for title in INDEX_TITLES if not is_valid.get(title)]
     if wrong:
         said = ", ".join(f"{title} is {'invalid' if title in is_valid else 'missing'}" for title in wrong)
         return Check(f"{name}, indexes", "failed", said, _install(table))
@@ -150,7 +151,7 @@ def _triggers(connection: "Connection", table: "Table", name: str) -> Check:
     return Check(f"{name}, trigger", "passed", "there and enabled")
 
 
-def _as_configured(connection: "Connection", table: "Table", name: str, store_url: str) -> Check:
+def _as_configured(connection: "Connection", table: "Table", name: str, store_url: str, *, is_only: bool) -> Check:
     """Whether install would still change something, say after a new threshold; only the owner can tell."""
     from offload_pipeline.install.installer import plan_table
 
@@ -158,7 +159,7 @@ def _as_configured(connection: "Connection", table: "Table", name: str, store_ur
     if not owns:
         return Check(name, "warning", f"not compared with offload.yaml: {owner} owns the table, not {role}")
     try:
-        titles = [step.title for step in plan_table(connection, table, store_url)]
+        titles = [step.title for step in plan_table(connection, table, store_url, is_only=is_only)]
     except UserError as error:
         return _failed(name, error)
     if titles:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from offload_pipeline.cli.exit_codes import DONE
-from offload_pipeline.cli.options import JsonOption, TableOption, TenantOption
+from offload_pipeline.cli.options import JsonOption, PrimaryKeyOption, TableOption, TenantOption
 from offload_pipeline.cli.output import Watch
 from offload_pipeline.cli.restore import held_rows, lift_holds
 from offload_pipeline.cli.results import (
@@ -22,7 +22,6 @@ from offload_pipeline.cli.results import (
 )
 from offload_pipeline.cli.session import Session, open_session
 from offload_pipeline.cli.work import Outcome, work_through
-from offload_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from offload_pipeline.offload.claims import Partition
@@ -108,25 +107,18 @@ def _make_due(session: Session, table: str | None, tenant: str | None) -> None:
 def release(
     table: TableOption = None,
     tenant: TenantOption = None,
-    primary_key: Annotated[
-        str | None,
-        typer.Option(
-            "--primary-key", metavar="KEY", show_default=False, help="One row of --table; a,b for two columns."
-        ),
-    ] = None,
+    primary_key: PrimaryKeyOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Free the payloads that verification has passed."""
-    if primary_key is not None and table is None:
-        raise UserError("--primary-key needs the table it is in; add --table TABLE")
     session = open_session(as_json=as_json)
+    partitions, key = session.chosen(table, tenant, primary_key)
 
     def work(partition: "Partition", watch: Watch) -> Outcome:
-        key = None if primary_key is None else partition.table.parse_key(primary_key)
         result = session.pipeline.release(partition, session.run_id, key=key, progress=watch, announce=watch.paused)
         return Outcome(is_sound=not result.rows_failed, line=released_line(result), document=released_document(result))
 
-    return work_through(session, session.partitions(table, tenant), work)
+    return work_through(session, partitions, work)
 
 
 def _dry_run(

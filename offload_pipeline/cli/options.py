@@ -12,4 +12,8 @@ TenantOption = Annotated[
     str | None,
     typer.Option("--tenant", metavar="TENANT", show_default=False, help="One tenant; else all."),
 ]
+PrimaryKeyOption = Annotated[
+    str | None,
+    typer.Option("--primary-key", metavar="KEY", show_default=False, help="One row of --table; a,b for two columns."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]

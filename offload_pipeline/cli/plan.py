@@ -30,9 +30,8 @@ def plan(table: TableOption = None, as_json: JsonOption = False) -> int:
     """Forecast what offloading would save, from a sample; nothing is written, nothing need be installed."""
     session = open_session(as_json=as_json)
     pipeline = session.pipeline
-    names = [table] if table is not None else [one.name for one in pipeline.config.tables]
     with pipeline.connect() as connection:
-        tables = [pipeline.inspect(connection, name) for name in names]
+        tables = pipeline.inspect_all(connection, table)
     forecasts = []
     for one in tables:
         with session.output.progress(one.name, None) as progress:

@@ -1,19 +1,17 @@
 """`offload restore`: payloads back from the store into their rows, where they then stay."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from offload_pipeline.cli.exit_codes import UNSOUND, one_line
-from offload_pipeline.cli.options import JsonOption, TableOption, TenantOption
+from offload_pipeline.cli.exit_codes import one_line
+from offload_pipeline.cli.options import JsonOption, PrimaryKeyOption, TableOption, TenantOption
 from offload_pipeline.cli.output import Watch, format_bytes, format_rows, shows_progress
 from offload_pipeline.cli.session import Session, open_session
 from offload_pipeline.cli.work import Outcome, work_through
-from offload_pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from offload_pipeline.database.table import Key
     from offload_pipeline.offload.claims import Partition
     from offload_pipeline.offload.failures import Failure
     from offload_pipeline.offload.restore import RestoreResult
@@ -27,19 +25,12 @@ def register(app: typer.Typer) -> None:
 def restore(
     table: TableOption = None,
     tenant: TenantOption = None,
-    primary_key: Annotated[
-        str | None,
-        typer.Option(
-            "--primary-key", metavar="KEY", show_default=False, help="One row of --table; a,b for two columns."
-        ),
-    ] = None,
+    primary_key: PrimaryKeyOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Put payloads back into their rows, and keep them there until they are written anew."""
-    if primary_key is not None and table is None:
-        raise UserError("--primary-key needs the table it is in; add --table TABLE")
     session = open_session(as_json=as_json)
-    partitions, key = _chosen(session, table, tenant, primary_key)
+    partitions, key = session.chosen(table, tenant, primary_key)
 
     def work(partition: "Partition", watch: Watch) -> Outcome:
         result = session.pipeline.restore(partition, session.run_id, key=key, progress=watch, announce=watch.paused)
@@ -54,21 +45,14 @@ def restore(
     def ahead(partition: "Partition") -> int | None:
         return session.pipeline.rows_to_restore(partition) if key is None and shows_progress() else None
 
-    code = work_through(session, partitions, work, total_rows=ahead)
-    is_whole = tenant is None and key is None
-    return UNSOUND if is_whole and _complain_of_rows_without_tenant(session, table) else code
+    def left_behind() -> Outcome:
+        return _rows_without_tenant(session, table) if tenant is None and key is None else Outcome(is_sound=True)
+
+    return work_through(session, partitions, work, total_rows=ahead, afterwards=left_behind)
 
 
-def _chosen(
-    session: Session, table: str | None, tenant: str | None, primary_key: str | None
-) -> tuple[Sequence["Partition"], "Key | None"]:
-    if table is None or primary_key is None:
-        return session.partitions(table, tenant), None
-    partition, key = session.pipeline.row(table, primary_key)
-    return ([partition] if tenant in (None, partition.tenant) else []), key
-
-
-def _complain_of_rows_without_tenant(session: Session, table: str | None) -> bool:
+def _rows_without_tenant(session: Session, table: str | None) -> Outcome:
+    """What a restore of everything cannot reach, and says aloud."""
     from offload_pipeline.offload.stored_rows import count_without_tenant
 
     with session.pipeline.connect() as connection:
@@ -80,7 +64,8 @@ def _complain_of_rows_without_tenant(session: Session, table: str | None) -> boo
             f"{one.name}: {format_rows(rows)} in storage with {column} NULL belong to no partition; "
             f"fill {column} in, then repeat"
         )
-    return bool(found)
+    document = {"without_tenant": [{"table": one.name, "rows": rows} for one, rows in found]}
+    return Outcome(is_sound=not found, document=document)
 
 
 def restored_line(result: "RestoreResult") -> str:
@@ -131,10 +116,7 @@ def lift_holds(session: Session, partition: "Partition") -> dict[str, int]:
 
 def held_rows(session: Session, partitions: Sequence["Partition"]) -> dict[str, int]:
     """What `lift_holds` would make pending; says so, and writes nothing."""
-    from offload_pipeline.offload.restore import count_held
-
-    with session.pipeline.connect() as connection:
-        found = [count_held(connection, partition) for partition in partitions]
+    found = [session.pipeline.held(partition) for partition in partitions]
     rows, payload_bytes = sum(one[0] for one in found), sum(one[1] for one in found)
     session.output.line(
         f"of restored rows, {format_rows(rows)} ({format_bytes(payload_bytes)}) would be held no longer"

@@ -43,6 +43,8 @@ def expire(
     retention = _retention(session)
     with session.pipeline.connect() as connection:
         partitions = retention.expirable(connection, table, tenant)
+        if tenant is not None and not partitions:
+            session.refuse_unknown(connection, retention.tables(connection, table), tenant)
 
     def work(partition: "Partition", watch: "Watch") -> Outcome:
         result = retention.expire(partition, session.run_id, delete=delete, progress=watch)

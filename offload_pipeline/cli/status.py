@@ -47,7 +47,7 @@ def status(as_json: JsonOption = False) -> int:
     session = open_session(as_json=as_json)
     pipeline = session.pipeline
     with pipeline.connect() as connection:
-        found = [pipeline.inspect(connection, table.name) for table in pipeline.config.tables]
+        found = pipeline.inspect_all(connection)
         document: dict[str, Any] = {"tables": [_describe(connection, pipeline, one) for one in found]}
         document |= _failures(connection, pipeline, [table for table in found if table.is_installed])
     session.output.document(document)

@@ -11,7 +11,7 @@ from psycopg import Connection, errors
 from psycopg.conninfo import conninfo_to_dict
 
 from offload_pipeline.config import DatabaseConfig
-from offload_pipeline.errors import DatabaseUnreachableError, UserError
+from offload_pipeline.errors import DatabaseUnreachableError, TransientError, UserError
 
 CONNECT_TIMEOUT_SECONDS = 10
 # A batch holds claims while it talks to the store; a worker that hangs longer loses them.
@@ -111,6 +111,16 @@ def bound_statements(connection: Connection, limit: timedelta) -> None:
 def is_about_the_rows(error: psycopg.Error, connection: Connection) -> bool:
     """Whether a statement failed because of the rows in it, and not because of the server or the connection."""
     return not connection.closed and not isinstance(error, _NOT_ABOUT_ROWS)
+
+
+@contextlib.contextmanager
+def database_failures(subject: object = None) -> Iterator[None]:
+    """What psycopg raises becomes a TransientError, in one line that begins with the subject, if there is one."""
+    try:
+        yield
+    except psycopg.Error as error:
+        beginning = "" if subject is None else f"{subject}: "
+        raise TransientError(f"{beginning}the database failed ({server_message(error)}); run it again") from error
 
 
 def server_message(error: psycopg.Error) -> str:

@@ -118,6 +118,11 @@ class Table:
             raise UserError(f"{self.name}: {given!r} is no key; give a value for each of {names}")
         return tuple(map(str, parts))
 
+    def no_key(self, given: str, reason: str) -> UserError:
+        """What is said where PostgreSQL refuses a part of the key as a value of its column."""
+        types = ", ".join(f"{column.name} {column.type}" for column in self.key_columns)
+        return UserError(f"{self.name}: {given!r} is no key ({reason}); the key is {types}")
+
     def key_parameters(self, keys: Sequence[Key]) -> dict[str, list[str]]:
         """The bound arrays of `{key_arrays}`."""
         return {name: [key[index] for key in keys] for index, name in enumerate(self._key_names)}
@@ -218,6 +223,12 @@ class Table:
             "hash": sql.Identifier(pointer.hash),
             "stored_at": sql.Identifier(pointer.stored_at),
             "stored_at_of_copy": _representable(sql.Identifier("t", pointer.stored_at)),
+            "named_object": sql.SQL("{keys}, {stored_at}, t.{object_key}, t.{hash}, t.{size}").format(
+                keys=self._each_key("t.{column}::text AS {k}", ", "),
+                stored_at=_representable(sql.Identifier("t", pointer.stored_at)),
+                object_key=sql.Identifier(pointer.object_key), hash=sql.Identifier(pointer.hash),
+                size=sql.Identifier(pointer.size),
+            ),
             "keys": self._each_key("t.{column}", ", "),
             "keys_as_text": self._each_key("t.{column}::text AS {k}", ", "),
             "key_text": self.key_text_expression(),

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext, ResourceDependency
+from dagster import ConfigurableIOManager, InputContext, OutputContext, ResourceDependency
 
 from offload_pipeline.defs.metadata import copy_metadata
-from offload_pipeline.defs.resources import PipelineResource, log_pauses, no_retry_of_permanent_errors
-from offload_pipeline.errors import TransientError
+from offload_pipeline.defs.resources import PipelineResource, log_pauses
+from offload_pipeline.defs.retries import fail_if_stopped, no_retry_of_permanent_errors
 from offload_pipeline.offload.claims import Batches
 from offload_pipeline.offload.copier import CopyOptions, copy_all
 from offload_pipeline.offload.stored import StoredPayloads
@@ -27,9 +27,7 @@ class GzippedPayloadIOManager(ConfigurableIOManager):
             pressure = pipeline.pressure(obj[0].partition.table, log_pauses(context.log)) if obj else None
             result = copy_all(obj, pipeline.store, options, context.run_id, pressure=pressure)
         context.add_output_metadata(copy_metadata(result))
-        if result.stopped_by:
-            may_pass = isinstance(result.stopped_by, TransientError)
-            raise Failure(description=f"stopped: {result.stopped_by}", allow_retries=may_pass)
+        fail_if_stopped(result.stopped_by)
 
     def load_input(self, context: InputContext) -> list[StoredPayloads]:
         """One lazy, hash-checked reader per tenant of each partition that the asset downstream asks for."""

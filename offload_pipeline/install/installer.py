@@ -12,7 +12,7 @@ from offload_pipeline.database.ddl import run_concurrently, run_under_short_lock
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import GUARD_TRIGGER, Table, bookkeeping_names
 from offload_pipeline.errors import UserError
-from offload_pipeline.install.preflight import check_database, check_table
+from offload_pipeline.install.preflight import check_database, check_name, check_table
 
 # A text is at most 6 times its uncompressed jsonb (control characters become \u00xx); json and text are their own text.
 TEXT_PER_STORED_BYTE = {"jsonb": 6, "json": 1, "text": 1}
@@ -93,6 +93,7 @@ def plan_table(connection: Connection, table: Table, store_url: str, *, is_only:
     `is_only`: it is the only configured table, and so has the plain `move_payload_to_storage` too.
     """
     check_table(connection, table)
+    check_name(connection, table, trigger_functions(table)[0])
     names = _install_names(table, store_url)
     if statements := [*_columns(connection, table, names), *_triggers(connection, table, names)]:
         yield Step(f"{table.name}: pointer columns and size trigger", tuple(statements))

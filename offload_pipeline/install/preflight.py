@@ -1,6 +1,6 @@
 """What install refuses, each in one line with its mend, before the first statement runs."""
 
-from psycopg import Connection
+from psycopg import Connection, sql
 
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Table
@@ -43,6 +43,20 @@ def check_table(connection: Connection, table: Table) -> None:
         raise UserError(
             f"{table.name}: {relation} is a partition, to which columns cannot be added; "
             "add the five pointer columns to the table it is part of"
+        )
+
+
+def check_name(connection: Connection, table: Table, function: str) -> None:
+    """Refuses a name that another table goes by: they would share a trigger's function, a gate and object keys."""
+    wanted = {
+        "function": sql.Identifier(table.schema, function).as_string(connection),
+        "relation": table.names()["relation"].as_string(connection),
+    }
+    taken = connection.execute(statement("install/catalog", "name_taken_by"), wanted).fetchone()
+    if taken:
+        raise UserError(
+            f"{table.name}: the table {taken[0]} goes by this name already, and its gate would open for both; "
+            "give the newer one another name"
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from psycopg import Connection, errors, sql
 
-from offload_pipeline.database.connection import transaction
+from offload_pipeline.database.connection import server_message, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
 from offload_pipeline.errors import TransientError, UserError
@@ -50,6 +50,7 @@ def plan_uninstall(
     connection: Connection, table: Table, *, drop_columns: bool, is_only: bool = False
 ) -> Iterator[Step]:
     """The steps for one table. Pointer columns and bookkeeping stay unless `drop_columns`."""
+    _refuse_half_a_pointer(table, drop_columns=drop_columns)
     _refuse_rows_in_storage(connection, table)
     names = _names(table)
     drops_columns = drop_columns and _has_any_pointer_column(table)
@@ -85,11 +86,29 @@ def carry_out(connection: Connection, step: Step) -> None:
         ) from None
 
 
+def _refuse_half_a_pointer(table: Table, *, drop_columns: bool) -> None:
+    """Under other names than configured, the columns may name what is in storage, and nobody would look."""
+    is_touched = table.is_guarded or (drop_columns and _has_any_pointer_column(table))
+    if is_touched and not table.is_installed:
+        missing = next(name for name in table.config.columns.model_dump().values() if name not in table.columns)
+        raise UserError(
+            f"{table.name}: the pointer column {missing} is missing, so nothing tells which payloads are in storage; "
+            "correct columns in offload.yaml, or run: offload install"
+        )
+
+
 def _refuse_rows_in_storage(connection: Connection, table: Table) -> None:
     if not table.is_installed:
         return
-    with transaction(connection):
-        found = connection.execute(statement("install/uninstall", "count_in_storage", table.names())).fetchone()
+    try:
+        with transaction(connection):
+            connection.execute(statement("retention/naming", "see_every_row"))
+            found = connection.execute(statement("install/uninstall", "count_in_storage", table.names())).fetchone()
+    except errors.InsufficientPrivilege as error:
+        raise UserError(
+            f"{table.name}: cannot see every row that may be in storage ({server_message(error)}); "
+            "connect as a role that is not held back by row security"
+        ) from None
     if found and found[0]:
         payloads = "1 payload is" if found[0] == 1 else f"{found[0]:,} payloads are"
         raise UserError(f"{table.name}: {payloads} in object storage alone; run: offload restore --table {table.name}")
@@ -111,6 +130,7 @@ def _has_any_pointer_column(table: Table) -> bool:
 def _under_the_lock(table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composed]:
     yield statement("install/uninstall", "lock_table", names)
     if table.is_installed:
+        yield statement("retention/naming", "see_every_row")
         yield statement("install/uninstall", "refuse_rows_in_storage", names)
 
 

@@ -1,6 +1,5 @@
 """Copying: pack, upload, read back, record. The payload stays in the row; the row only gains a pointer."""
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +11,7 @@ from psycopg import Connection
 
 from offload_pipeline.config import OffloadConfig
 from offload_pipeline.database.back_pressure import BackPressure
-from offload_pipeline.database.connection import is_about_the_rows, server_message, transaction
+from offload_pipeline.database.connection import is_about_the_rows, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.errors import (
@@ -21,22 +20,18 @@ from offload_pipeline.errors import (
     PayloadTooLargeError,
     ReadBackMismatchError,
     StoreDeniedError,
-    StoreUnavailableError,
-    TransientError,
 )
 from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Partition, require_same_store
 from offload_pipeline.offload.failures import Failure, Stage, record_failures, resolve_failures
 from offload_pipeline.offload.packing import Compression, holds, pack
-from offload_pipeline.offload.workers import run_workers
+from offload_pipeline.offload.workers import Workers
 from offload_pipeline.storage.keys import object_key
 from offload_pipeline.storage.object_store import ObjectStore
 
-# So many rows in a row that the store failed: it is down, and more attempts would only count against the rows.
-STORE_DOWN_AFTER_FAILURES = 32
 # Enough for a histogram of payload sizes, whatever the number of rows.
 SIZE_SAMPLE_ROWS = 10_000
-# A payload that the writer could not store has come the other way.
-_SETTLED_STAGES: tuple[Stage, ...] = ("copy", "write")
+# A payload that the writer could not store has come the other way; one that could not be restored was written anew.
+_SETTLED_STAGES: tuple[Stage, ...] = ("copy", "write", "restore")
 
 Progress = Callable[[int, int], None]
 """Called after each batch or page, from any thread, with the rows it went through and the payload bytes it moved."""
@@ -126,7 +121,7 @@ def copy_batches(
     started = time.monotonic()
     with ThreadPoolExecutor(options.store_threads, "store") as store_threads:
         copier = _Copier(batches, store, options, run_id, progress, pressure, store_threads)
-        run_workers(copier.work, copier.stop, options.batches_in_flight)
+        copier.run()
     copier.result.seconds = time.monotonic() - started
     return copier.result
 
@@ -148,32 +143,16 @@ class _Copier:
         progress: Progress, pressure: BackPressure | None, store_threads: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
         self._batches, self._store, self._options, self._run_id = batches, store, options, run_id
-        self._progress, self._pressure, self._store_threads = progress, pressure, store_threads
+        self._progress, self._store_threads = progress, store_threads
         self._partition = batches.partition
+        self._workers = Workers(batches.database, batches.partition, pressure)
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._store_failures_in_a_row = 0
         self.result = CopyResult()
 
-    def stop(self) -> None:
-        """No further batch is begun."""
-        self._stopping.set()
-
-    def work(self) -> None:
-        """One worker: batch after batch on a connection of its own."""
-        try:
-            with contextlib.closing(self._batches.database.connect()) as connection:
-                while self._may_go_on(connection) and self._copy_next(connection):
-                    pass
-        except psycopg.Error as error:
-            raise TransientError(
-                f"{self._partition}: the database failed ({server_message(error)}); run it again"
-            ) from error
-
-    def _may_go_on(self, connection: Connection) -> bool:
-        if self._pressure is not None:
-            self._pressure.wait(connection, self._stopping)
-        return not self._stopping.is_set()
+    def run(self) -> None:
+        """Until nothing is left, or the workers are stopped."""
+        self._workers.run(self._copy_next, self._options.batches_in_flight)
+        self.result.stopped_by = self._workers.stopped_by
 
     def _copy_next(self, connection: Connection) -> bool:
         with transaction(connection):
@@ -212,24 +191,15 @@ class _Copier:
 
     def _try_to_store(self, row: ClaimedRow) -> StoredPayload | OffloadError | None:
         """The stored payload, or why it failed; None for a row not tried because the store is down."""
-        if self.result.stopped_by:
+        if self._workers.stopped_by:
             return None
         try:
             stored = store_payload(self._store, self._partition, row, self._options.compression)
         except OffloadError as error:
-            self._note_store_failure(error)
+            self._workers.store_failed(error)
             return None if isinstance(error, StoreDeniedError) else error
-        self._store_failures_in_a_row = 0
+        self._workers.store_answered()
         return stored
-
-    def _note_store_failure(self, error: OffloadError) -> None:
-        with self._lock:
-            if isinstance(error, StoreUnavailableError):
-                self._store_failures_in_a_row += 1
-            is_down = self._store_failures_in_a_row >= STORE_DOWN_AFTER_FAILURES
-            if is_down or isinstance(error, StoreDeniedError):
-                self.result.stopped_by = self.result.stopped_by or error
-                self.stop()
 
     def _record(self, connection: Connection, stored: list[StoredPayload]) -> tuple[list[StoredPayload], list[Failure]]:
         """Writes the pointers; a batch that the table itself refuses (a trigger, a check) is taken row by row."""
@@ -344,6 +314,5 @@ def record_copied(
         }  # fmt: skip
         connection.execute(statement("offload/record", "count_copied", table.names()), {**parameters, **counted})
         connection.execute(statement("offload/record", "log_action", table.names()), {**parameters, **counted})
-        for stage in _SETTLED_STAGES:
-            resolve_failures(connection, partition, stage, [item.key for item in recorded])
+        resolve_failures(connection, partition, _SETTLED_STAGES, [item.key for item in recorded])
     return recorded

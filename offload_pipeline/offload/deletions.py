@@ -23,6 +23,8 @@ def announce(connection: Connection, schema: str, object_keys: Sequence[str]) ->
     """Commits what is about to be deleted; `connection` is in no transaction."""
     names, bound = bookkeeping_names(schema), {"object_keys": list(object_keys), "lingering": LINGERING}
     with transaction(connection):
+        # And with it every commit before it: a crash could bring back a row that nobody saw when the object was judged.
+        connection.execute(statement("offload/restore", "commit_to_disk"))
         connection.execute(statement("offload/deletions", "forget", names), bound)
         connection.execute(statement("offload/deletions", "announce", names), bound)
 
@@ -46,5 +48,5 @@ def announced(connection: Connection, schema: str, object_keys: Sequence[str]) -
 def not_yet(object_key: str) -> StoreUnavailableError:
     """What is said of such an object."""
     return StoreUnavailableError(
-        f"{object_key} was to be deleted less than {LINGERING} ago, which may still be carried out; it is tried again"
+        f"{object_key} was to be deleted less than an hour ago, which may still be carried out; it is tried again"
     )

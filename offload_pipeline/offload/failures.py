@@ -61,13 +61,15 @@ def record_failures(connection: Connection, partition: Partition, stage: Stage, 
         )
 
 
-def resolve_failures(connection: Connection, partition: Partition, stage: Stage, keys: Sequence[Key]) -> None:
-    """Closes what these rows had open at this stage."""
+def resolve_failures(
+    connection: Connection, partition: Partition, stages: tuple[Stage, ...], keys: Sequence[Key]
+) -> None:
+    """Closes what these rows had open at these stages."""
     if keys:
         texts = [partition.table.key_text(key) for key in keys]
         connection.execute(
             statement("offload/failures", "resolve_failures", partition.table.names()),
-            {**partition.parameters(), "stage": stage, "primary_keys": texts},
+            {**partition.parameters(), "stages": list(stages), "primary_keys": texts},
         )
 
 

@@ -65,9 +65,9 @@ def unreleased_by_tenant(connection: Connection, table: Table, max_attempts: int
 
 
 def tenants_having(connection: Connection, table: Table, status: str | None) -> list[str]:
-    """The tenants with rows of this status (None: older than the trigger); none for one constant tenant."""
-    if table.config.tenant.column is None:
-        return []
+    """The tenants with rows of this status (None: older than the trigger); the one of a table that has but one."""
+    if table.config.tenant.value is not None:
+        return [table.config.tenant.value]
     has_status = sql.SQL("IS NULL") if status is None else sql.SQL("= {}").format(sql.Literal(status))
     with transaction(connection):
         rows = connection.execute(

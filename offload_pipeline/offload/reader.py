@@ -24,7 +24,6 @@ from offload_pipeline.errors import (
     PayloadExpiredError,
     PermanentError,
     RowNotFoundError,
-    UserError,
 )
 from offload_pipeline.offload.claims import Partition, require_same_store
 from offload_pipeline.offload.stored import NamedObject, read_payload
@@ -230,8 +229,7 @@ def _expired(table: Table, key: Key) -> PayloadExpiredError:
 def _unreadable(table: Table, key: Key, error: psycopg.Error) -> OffloadError:
     said = server_message(error)
     if isinstance(error, psycopg.DataError):
-        types = ", ".join(f"{column.name} {column.type}" for column in table.key_columns)
-        return UserError(f"{table.name}: {table.key_text(key)!r} is no key ({said}); the key is {types}")
+        return table.no_key(table.key_text(key), said)
     return PermanentError(f"{table.name} {table.key_text(key)}: the row cannot be read ({said})")
 
 

@@ -8,10 +8,10 @@ import psycopg
 from psycopg import Connection, sql
 
 from offload_pipeline.database.back_pressure import BackPressure
-from offload_pipeline.database.connection import Database, is_about_the_rows, server_message, transaction
+from offload_pipeline.database.connection import Database, database_failures, is_about_the_rows, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import GUARD_TRIGGER, Key, Table
-from offload_pipeline.errors import ObjectDamagedError, ReleaseUndoneError, TransientError
+from offload_pipeline.errors import ObjectDamagedError, ReleaseUndoneError
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
@@ -62,11 +62,8 @@ def release_partition(
     result = ReleaseResult()
     if partition.table.config.after_copy == "keep":
         return result
-    try:
-        with contextlib.closing(database.connect()) as connection:
-            _Releaser(connection, partition, options, run_id, progress, pressure, result).work()
-    except psycopg.Error as error:
-        raise TransientError(f"{partition}: the database failed ({server_message(error)}); run it again") from error
+    with database_failures(partition), contextlib.closing(database.connect()) as connection:
+        _Releaser(connection, partition, options, run_id, progress, pressure, result).work()
     return result
 
 
@@ -144,7 +141,8 @@ class _Releaser:
     def _names(self, cursor: tuple[datetime, Key] | None) -> dict[str, sql.Composable]:
         table = self._partition.table
         names = table.names(cursor[1] if cursor else None)
-        return names | {"is_chosen": table.is_key(self._options.key), "is_watched": _is_watched(table)}
+        names |= {"is_chosen": table.is_key(self._options.key), "is_watched": _is_watched(table)}
+        return names | {"is_releasable": statement("offload/release", "is_releasable", names)}
 
     def _parameters(self, cursor: tuple[datetime, Key] | None, page_rows: int) -> dict[str, object]:
         table = self._partition.table
@@ -167,7 +165,7 @@ class _Releaser:
         self._connection.execute(
             statement("offload/record", "log_action", names), {**counted, "run_id": self._run_id, "action": "release"}
         )
-        resolve_failures(self._connection, self._partition, "release", page.released)
+        resolve_failures(self._connection, self._partition, ("release",), page.released)
 
     def _release_one_by_one(self, cursor: tuple[datetime, Key] | None) -> tuple[datetime, Key] | None:
         """A page that the table refuses as a whole (a trigger, a check), row by row; returns where it ended."""

@@ -1,4 +1,4 @@
-"""Restore: payloads read back from the store, hash-checked, into their rows; and the hold that keeps them there."""
+"""Restore: payloads read back from the store, hash-checked, into their rows, where they are held."""
 
 import contextlib
 import threading
@@ -13,7 +13,7 @@ from psycopg import Connection
 
 from offload_pipeline.config import OffloadConfig
 from offload_pipeline.database.back_pressure import BackPressure
-from offload_pipeline.database.connection import Database, is_about_the_rows, server_message, transaction
+from offload_pipeline.database.connection import Database, is_about_the_rows, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.errors import (
@@ -22,21 +22,18 @@ from offload_pipeline.errors import (
     PermanentError,
     RestoreUndoneError,
     StoreDeniedError,
-    StoreUnavailableError,
-    TransientError,
 )
 from offload_pipeline.offload.claims import BatchLimits, Partition, require_same_store
-from offload_pipeline.offload.copier import STORE_DOWN_AFTER_FAILURES, Progress, no_progress
+from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.failures import Failure, record_failures
 from offload_pipeline.offload.stored import NamedObject, read_payload
 from offload_pipeline.offload.stored_rows import StoredRow, StoredRows, drop_pointers, put_back
-from offload_pipeline.offload.workers import run_workers
+from offload_pipeline.offload.vacancy import beside_its_pointer
+from offload_pipeline.offload.workers import Workers
 from offload_pipeline.storage.object_store import ObjectStore
 
 # Enough to find the cause; the rest is in payload_offload_failures.
 LISTED_FAILURES = 50
-# Rows of the table's key order per transaction; the held ones among them are printed and measured.
-HOLD_PAGE_ROWS = 500
 
 Item = TypeVar("Item")
 
@@ -94,7 +91,7 @@ def restore_partition(
     _require_same_store(database, store, partition)
     with ThreadPoolExecutor(options.store_threads, "store") as store_threads:
         restorer = _Restorer(database, store, partition, options, run_id, progress, pressure, store_threads)
-        run_workers(restorer.work, restorer.stop, options.batches_in_flight)
+        restorer.run()
     restorer.result.seconds = time.monotonic() - started
     return restorer.result
 
@@ -114,33 +111,17 @@ class _Restorer:
         self, database: Database, store: ObjectStore, partition: Partition, options: RestoreOptions, run_id: str,
         progress: Progress, pressure: BackPressure | None, store_threads: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
-        self._database, self._store, self._partition, self._run_id = database, store, partition, run_id
-        self._progress, self._pressure, self._store_threads = progress, pressure, store_threads
+        self._store, self._partition, self._options, self._run_id = store, partition, options, run_id
+        self._progress, self._store_threads = progress, store_threads
+        self._workers = Workers(database, partition, pressure)
         self._rows = StoredRows(partition, options.limits, options.key)
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._store_failures_in_a_row = 0
         self.result = RestoreResult()
 
-    def stop(self) -> None:
-        """No further page is begun."""
-        self._stopping.set()
-
-    def work(self) -> None:
-        """One worker: page after page on a connection of its own."""
-        try:
-            with contextlib.closing(self._database.connect()) as connection:
-                while self._may_go_on(connection) and self._restore_next(connection):
-                    pass
-        except psycopg.Error as error:
-            raise TransientError(
-                f"{self._partition}: the database failed ({server_message(error)}); run it again"
-            ) from error
-
-    def _may_go_on(self, connection: Connection) -> bool:
-        if self._pressure is not None:
-            self._pressure.wait(connection, self._stopping)
-        return not self._stopping.is_set()
+    def run(self) -> None:
+        """Until nothing is left, or the workers are stopped."""
+        self._workers.run(self._restore_next, self._options.batches_in_flight)
+        self.result.stopped_by = self._workers.stopped_by
 
     def _restore_next(self, connection: Connection) -> bool:
         """No transaction is open while the store is read."""
@@ -155,8 +136,10 @@ class _Restorer:
 
     def _put_back(self, connection: Connection, rows: list[StoredRow]) -> None:
         read: list[tuple[StoredRow, bytes]] = []
-        failures: list[Failure] = []
-        for row, outcome in zip(rows, self._store_threads.map(self._try_to_read, rows), strict=True):
+        beside = beside_its_pointer(self._partition.table)
+        failures = [Failure(row.key, row.xmin, beside) for row in rows if not row.is_empty]
+        vacant = [row for row in rows if row.is_empty]
+        for row, outcome in zip(vacant, self._store_threads.map(self._try_to_read, vacant), strict=True):
             if isinstance(outcome, bytes):
                 read.append((row, outcome))
             elif outcome is not None:
@@ -194,24 +177,15 @@ class _Restorer:
 
     def _try_to_read(self, row: StoredRow) -> bytes | OffloadError | None:
         """The payload, the row's own failure, or nothing once the pass is stopped: the row was not tried."""
-        if self._stopping.is_set():
+        if self._workers.are_stopping:
             return None
         try:
             payload = _read(self._store, row.named)
         except OffloadError as error:
-            self._note_store_failure(error)
+            self._workers.store_failed(error)
             return None if isinstance(error, StoreDeniedError) else error
-        self._store_failures_in_a_row = 0
+        self._workers.store_answered()
         return payload
-
-    def _note_store_failure(self, error: OffloadError) -> None:
-        with self._lock:
-            if isinstance(error, StoreUnavailableError):
-                self._store_failures_in_a_row += 1
-            is_down = self._store_failures_in_a_row >= STORE_DOWN_AFTER_FAILURES
-            if is_down or isinstance(error, StoreDeniedError):
-                self.result.stopped_by = self.result.stopped_by or error
-                self.stop()
 
     def _write(
         self, connection: Connection, items: Sequence[Item],
@@ -238,61 +212,3 @@ def _read(store: ObjectStore, named: NamedObject) -> bytes:
     if named.object_key is None or named.sha256 is None:
         raise ObjectDamagedError("the row's pointer is incomplete: it was edited past the trigger")
     return read_payload(store, named)
-
-
-@dataclass
-class HoldsLifted:
-    """Restored rows that are pending again; `rows_left` were locked or changed just then, and are still held."""
-
-    rows: int = 0
-    payload_bytes: int = 0
-    rows_left: int = 0
-
-
-def lift_holds(database: Database, partition: Partition, run_id: str) -> HoldsLifted:
-    """Queues the partition's restored rows above the threshold, in primary-key order, page by page.
-
-    Raises TransientError when the database fails; the pages before stay queued.
-    """
-    lifted, cursor = HoldsLifted(), None
-    table = partition.table
-    try:
-        with contextlib.closing(database.connect()) as connection:
-            while page := _lift_page(connection, partition, cursor, run_id):
-                cursor = table.key_in(page[-1])
-                above = [table.after_key(row) for row in page if table.after_key(row)[0] is not None]
-                lifted.rows += sum(is_lifted for _, is_lifted in above)
-                lifted.payload_bytes += sum(size for size, is_lifted in above if is_lifted)
-                lifted.rows_left += sum(not is_lifted for _, is_lifted in above)
-    except psycopg.Error as error:
-        raise TransientError(f"{partition}: the database failed ({server_message(error)}); run it again") from error
-    return lifted
-
-
-def _lift_page(
-    connection: Connection, partition: Partition, cursor: Key | None, run_id: str
-) -> list[tuple[object, ...]]:
-    table, parameters = partition.table, partition.parameters()
-    bound = {
-        **parameters, **table.cursor_parameters(cursor),
-        "threshold_bytes": table.config.threshold_bytes, "page_rows": HOLD_PAGE_ROWS,
-    }  # fmt: skip
-    with transaction(connection):
-        page = connection.execute(statement("offload/restore", "lift_holds", table.names(cursor)), bound).fetchall()
-        sizes = [row[-2] for row in page if row[-1]]
-        if sizes:
-            counted = {"run_id": run_id, "action": "lift hold", "rows": len(sizes), "bytes": sum(sizes)}
-            connection.execute(statement("offload/record", "log_action", table.names()), {**parameters, **counted})
-    return page
-
-
-def count_held(connection: Connection, partition: Partition) -> tuple[int, int]:
-    """Rows and payload bytes that a backfill which includes restored rows would move again; writes nothing."""
-    table = partition.table
-    with transaction(connection):
-        found = connection.execute(
-            statement("offload/restore", "count_held", table.names()),
-            {**partition.parameters(), "threshold_bytes": table.config.threshold_bytes},
-        ).fetchone()
-    assert found is not None  # noqa: S101 - an aggregate returns one row
-    return found[0], found[1]

@@ -34,7 +34,7 @@ class NamedObject:
 
 
 def named_objects(table: Table, rows: Sequence[tuple[Any, ...]]) -> list[NamedObject]:
-    """Rows of `new_copies`, `earlier_copies` or `all_copies`: the key's columns, then the pointer's."""
+    """Rows of `{named_object}`: the key's columns, then the pointer's."""
     return [NamedObject(table.key_in(row), *table.after_key(row)) for row in rows]
 
 

@@ -15,6 +15,7 @@ from offload_pipeline.errors import RestoreUndoneError, RowNotFoundError, UserEr
 from offload_pipeline.offload.claims import BatchLimits, Partition
 from offload_pipeline.offload.failures import Stage, resolve_failures
 from offload_pipeline.offload.stored import NamedObject
+from offload_pipeline.offload.vacancy import is_vacant
 
 Status = Literal["copied", "in_storage"]
 # Copies first: what release frees meanwhile is then met in storage. A moment that was edited away leads no page on.
@@ -27,7 +28,7 @@ _SETTLED_STAGES: tuple[Stage, ...] = ("restore", "verify", "release")
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A row's pointer as it was read: of which version, and whether the row holds no payload itself."""
+    """A row's pointer as it was read: of which version, and whether the row holds no payload itself, or a reference."""
 
     named: NamedObject
     xmin: str
@@ -77,7 +78,11 @@ class StoredRows:
             if is_dated
             else sql.SQL("{} IS NULL AND {}").format(stored_at, table.after(last))
         )
-        names = {"walked_status": sql.Literal(status), "is_ahead": is_ahead, "is_chosen": table.is_key(self._key)}
+        payload = sql.Identifier("t", table.config.payload)
+        names = {
+            "walked_status": sql.Literal(status), "is_ahead": is_ahead, "is_chosen": table.is_key(self._key),
+            "is_empty": is_vacant(table) if status == "in_storage" else sql.SQL("{} IS NULL").format(payload),
+        }  # fmt: skip
         bound = {
             **self._partition.parameters(), **table.cursor_parameters(last), **table.chosen_parameters(self._key),
             "after_stored_at": self._last.stored_at if self._last else None,
@@ -150,22 +155,11 @@ def _account(
 ) -> None:
     if not rows:
         return
-    for stage in _SETTLED_STAGES:
-        resolve_failures(connection, partition, stage, [row.key for row in rows])
+    resolve_failures(connection, partition, _SETTLED_STAGES, [row.key for row in rows])
     counted = {"run_id": run_id, "action": "restore", "rows": len(rows), "bytes": payload_bytes}
     connection.execute(
         statement("offload/record", "log_action", partition.table.names()), {**partition.parameters(), **counted}
     )
-
-
-def stored_tenants(connection: Connection, table: Table) -> list[str]:
-    """The tenants that have copies or rows in storage; empty for a table with one constant tenant."""
-    if table.config.tenant.column is None:
-        return []
-    statuses = [table.names() | {"walked_status": sql.Literal(status)} for status in ("copied", "in_storage")]
-    with transaction(connection):
-        found = [connection.execute(statement("offload/restore", "stored_tenants", names)) for names in statuses]
-        return sorted({tenant for tenants in found for (tenant,) in tenants})
 
 
 def count_stored(connection: Connection, partition: Partition) -> int:
@@ -198,8 +192,7 @@ def find_row(connection: Connection, table: Table, text: str) -> tuple[Partition
                 statement("offload/restore", "tenant_of_row", table.names()), table.key_parameters([key])
             ).fetchone()
     except psycopg.DataError as error:
-        types = ", ".join(f"{column.name} {column.type}" for column in table.key_columns)
-        raise UserError(f"{table.name}: {text!r} is no key ({server_message(error)}); the key is {types}") from None
+        raise table.no_key(text, server_message(error)) from None
     if found is None:
         raise RowNotFoundError(f"{table.name} has no row with the key {text}; check the key")
     if found[0] is None:

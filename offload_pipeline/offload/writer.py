@@ -89,7 +89,8 @@ class PayloadWriter:
         pipeline to move or leave. `tenant` may be None where the table has one constant tenant.
 
         Nothing of the caller's transaction is committed, rolled back or set. Until it ends, garbage collection leaves
-        the object alone; in autocommit, or rolled back and tried again, write the row within the hour.
+        the object alone; in autocommit, write the row within the hour; rolled back, call this again. In autocommit a
+        payload whose row names its object already comes back in its column, too.
 
         Raises PayloadInvalidError for what the column would not take, UserError for a table, tenant or key that cannot
         be, StoreChangedError, TransientError when the database fails; StoreUnavailableError, StoreDeniedError,
@@ -113,6 +114,8 @@ class PayloadWriter:
                 self._record(place, error)
                 if not falls_back:
                     raise
+                return _in_row(found, canonical, waits=True)
+            if stored is None:
                 return _in_row(found, canonical, waits=True)
         return self._pointer(place, stored)
 
@@ -157,8 +160,12 @@ class PayloadWriter:
 
     def _store(
         self, cursor: psycopg.Cursor[Any], place: _Place, canonical: bytes, *, keeps_lock: bool
-    ) -> StoredPayload:
-        """Under the object's lock. What a row names already is not put again: a bad PUT would take the only copy."""
+    ) -> StoredPayload | None:
+        """Under the object's lock. What a row names already is not put again: a bad PUT would take the only copy.
+
+        None where such an object, as old as it is, would have nothing to keep garbage collection from it once the row
+        is given another payload meanwhile.
+        """
         template, sha256 = place.partition.table.config.key_template, hashlib.sha256(canonical).hexdigest()
         key = object_key(
             template, tenant=place.partition.tenant, table=place.partition.table.name,
@@ -170,6 +177,8 @@ class PayloadWriter:
         if is_condemned:
             raise not_yet(key)
         if is_named and (object_bytes := self._standing(key, sha256)):
+            if not keeps_lock:
+                return None
             return StoredPayload(place.key, "", key, sha256, len(canonical), object_bytes)
         row = ClaimedRow(place.key, "", canonical)
         compression = self._pipeline.config.offload.compression
@@ -189,7 +198,7 @@ class PayloadWriter:
         bound = {"object_key": stored.object_key, "hash": stored.sha256, "size": stored.payload_bytes}
 
         def finish(own: Connection) -> tuple[Any, ...] | None:
-            resolve_failures(own, place.partition, "write", [place.key])
+            resolve_failures(own, place.partition, ("write",), [place.key])
             return own.execute(statement("offload/write", "pointer", names), bound).fetchone()
 
         row = self._connection.run(finish)

@@ -9,10 +9,10 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from offload_pipeline.database.connection import Database, server_message, transaction
+from offload_pipeline.database.connection import Database, database_failures, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
-from offload_pipeline.errors import OffloadError, TransientError
+from offload_pipeline.errors import OffloadError
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.retention.deletion import CHUNK_KEYS, Deletion, Fate, collection_lock
@@ -21,6 +21,7 @@ from offload_pipeline.retention.expiry import PAGE_ROWS
 from offload_pipeline.retention.giving_up import RowVersion, Way, give_up
 from offload_pipeline.retention.listing import delete_leftover
 from offload_pipeline.retention.naming import Naming
+from offload_pipeline.retention.older_transactions import PATIENCE, wait_for_older_transactions
 from offload_pipeline.retention.ownership import pattern_of, require_their_store, tells_tenants_apart
 from offload_pipeline.retention.spool import in_chunks
 from offload_pipeline.storage.object_store import LISTED_PER_PAGE, ObjectStore, StoredObject
@@ -34,10 +35,14 @@ WAYS: tuple[tuple[Way, bool], ...] = (("give_up", True), ("hold", False))
 
 @dataclass(frozen=True)
 class ErasureOptions:
-    """Whether anything is erased or only counted."""
+    """Whether anything is erased or only counted.
+
+    `patience` is for transactions that may hold, yet unseen, another tenant's pointer to the same object.
+    """
 
     delete: bool
     store_threads: int
+    patience: timedelta = PATIENCE
 
 
 @dataclass
@@ -93,23 +98,22 @@ def erase_tenant(
     Raises StoreUnavailableError or PermanentError where the listing fails, TransientError when the database does,
     UserError where not every row can be seen, StoreChangedError where objects are in another store.
     """
-    try:
-        with contextlib.closing(database.connect()) as connection:
-            eraser = _Eraser(database, connection, store, tables, tenant, options, run_id, progress)
-            require_their_store(connection, tables, store.url)
-            eraser.erase_rows()
-            listed = ListedObjects(tables, tenant, AT_ONCE, spares_young=False)
-            if options.delete:
-                eraser.result.listed = delete_listed(
-                    database, store, tables, listed, OBJECTS_ACTION, options.store_threads, run_id
-                )
-                eraser.result.stopped_by = eraser.result.listed.stopped_by
-            else:
-                eraser.result.listed = count_listed(connection, listed)
-            eraser.erase_objects()
-            return eraser.result
-    except psycopg.Error as error:
-        raise TransientError(f"the database failed ({server_message(error)}); run it again") from error
+    with database_failures(), contextlib.closing(database.connect()) as connection:
+        eraser = _Eraser(database, connection, store, tables, tenant, options, run_id, progress)
+        require_their_store(connection, tables, store.url)
+        eraser.erase_rows()
+        listed = ListedObjects(tables, tenant, AT_ONCE, spares_young=False)
+        if options.delete:
+            eraser.result.stopped_by = wait_for_older_transactions(connection, options.patience)
+        if options.delete and eraser.result.stopped_by is None:
+            eraser.result.listed = delete_listed(
+                database, store, tables, listed, OBJECTS_ACTION, options.store_threads, run_id
+            )
+            eraser.result.stopped_by = eraser.result.listed.stopped_by
+        else:
+            eraser.result.listed = count_listed(connection, listed)
+        eraser.erase_objects()
+        return eraser.result
 
 
 class _Eraser:
@@ -148,7 +152,8 @@ class _Eraser:
                 found = [one for one in page if pattern.match(one.key)]
                 self._count_objects(found, counted)
                 if self._options.delete:
-                    for leftover in filter(self._store.is_leftover, (one.key for one in page)):
+                    strange = (one.key for one in page if not pattern.match(one.key))
+                    for leftover in filter(self._store.is_leftover, strange):
                         delete_leftover(self._store, leftover, now)
                     for chunk in in_chunks([one.key for one in found], CHUNK_KEYS):
                         self._delete_chunk(table, chunk, counted)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-import psycopg
 from psycopg import Connection
 
-from offload_pipeline.database.connection import Database, server_message, transaction
+from offload_pipeline.database.connection import Database, database_failures, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Table, bookkeeping_names
-from offload_pipeline.errors import OffloadError, TransientError
+from offload_pipeline.errors import OffloadError
 from offload_pipeline.retention.deletion import AWAY, CHUNK_KEYS, Deletion, Fate, Fates, collection_lock
 from offload_pipeline.retention.naming import Naming
 from offload_pipeline.retention.ownership import require_their_store
@@ -79,18 +78,15 @@ def delete_listed(
     the objects are in another store.
     """
     put_before = store.now() - listed.grace if listed.spares_young else None
-    try:
-        with contextlib.closing(database.connect()) as connection:
-            require_their_store(connection, listed.tables, store.url)
-            result = count_listed(connection, listed)
-            deletion = Deletion(
-                database, connection, store, Naming(connection, tables),
-                put_before=put_before, store_threads=store_threads,
-            )  # fmt: skip
-            _Deleter(connection, deletion, listed, action, run_id, result).work()
-            return result
-    except psycopg.Error as error:
-        raise TransientError(f"the database failed ({server_message(error)}); run it again") from error
+    with database_failures(), contextlib.closing(database.connect()) as connection:
+        require_their_store(connection, listed.tables, store.url)
+        result = count_listed(connection, listed)
+        deletion = Deletion(
+            database, connection, store, Naming(connection, tables),
+            put_before=put_before, store_threads=store_threads,
+        )  # fmt: skip
+        _Deleter(connection, deletion, listed, action, run_id, result).work()
+        return result
 
 
 class _Deleter:

@@ -4,13 +4,12 @@ import contextlib
 from dataclasses import dataclass
 from datetime import timedelta
 
-import psycopg
 from psycopg import Connection
 
-from offload_pipeline.database.connection import Database, server_message, transaction
+from offload_pipeline.database.connection import Database, database_failures, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
-from offload_pipeline.errors import TransientError, UserError
+from offload_pipeline.errors import UserError
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.retention.giving_up import GivenUp, RowVersion, give_up
@@ -53,15 +52,6 @@ def require_expirable(table: Table) -> timedelta | None:
     return config.object_retention
 
 
-def stored_tenants(connection: Connection, table: Table) -> list[str]:
-    """Every tenant of the table that has payloads in storage."""
-    if table.config.tenant.value is not None:
-        return [table.config.tenant.value]
-    with transaction(connection):
-        rows = connection.execute(statement("retention/expiry", "stored_tenants", table.names()))
-        return [tenant for (tenant,) in rows]
-
-
 def expire_partition(
     database: Database, partition: Partition, options: ExpiryOptions, run_id: str, progress: Progress = no_progress
 ) -> ExpiryResult:
@@ -74,11 +64,8 @@ def expire_partition(
     retention = require_expirable(partition.table)
     if retention is None:
         return result
-    try:
-        with contextlib.closing(database.connect()) as connection:
-            _Expirer(connection, partition, retention, options, run_id, result).work(progress)
-    except psycopg.Error as error:
-        raise TransientError(f"{partition}: the database failed ({server_message(error)}); run it again") from error
+    with database_failures(partition), contextlib.closing(database.connect()) as connection:
+        _Expirer(connection, partition, retention, options, run_id, result).work(progress)
     return result
 
 

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import psycopg
 from psycopg import Connection
 
-from offload_pipeline.database.connection import Database, server_message, transaction
+from offload_pipeline.database.connection import Database, database_failures, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Table, bookkeeping_names
-from offload_pipeline.errors import OffloadError, TransientError
+from offload_pipeline.errors import OffloadError
 from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.retention.deletion import AWAY, CHUNK_KEYS, Deletion, Fate, Fates, collection_lock
 from offload_pipeline.retention.findings import GarbageResult, TableGarbage
@@ -51,19 +50,16 @@ def collect_garbage(
     UserError where not every row can be seen.
     """
     now = store.now()
-    with contextlib.ExitStack() as stack:
+    with database_failures(), contextlib.ExitStack() as stack:
         suspects, orphans, leftovers = (stack.enter_context(Spool()) for _ in range(3))
-        try:
-            connection = stack.enter_context(contextlib.closing(database.connect()))
-            collector = _Collector(database, connection, store, tables, scope, options, now, run_id)
-            collector.listing.look(suspects, leftovers, progress)
-            collector.judge(suspects, orphans)
-            collector.stop_what_looks_wrong()
-            if options.delete:
-                collector.delete(orphans)
-                collector.delete_leftovers(leftovers)
-        except psycopg.Error as error:
-            raise TransientError(f"the database failed ({server_message(error)}); run it again") from error
+        connection = stack.enter_context(contextlib.closing(database.connect()))
+        collector = _Collector(database, connection, store, tables, scope, options, now, run_id)
+        collector.listing.look(suspects, leftovers, progress)
+        collector.judge(suspects, orphans)
+        collector.stop_what_looks_wrong()
+        if options.delete:
+            collector.delete(orphans)
+            collector.delete_leftovers(leftovers)
     return collector.result
 
 

@@ -10,9 +10,10 @@ from psycopg import Connection, sql
 from offload_pipeline.database.connection import is_about_the_rows, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
-from offload_pipeline.errors import ExpiryUndoneError
+from offload_pipeline.errors import ExpiryUndoneError, PayloadBesidePointerError
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
+from offload_pipeline.offload.vacancy import beside_its_pointer, is_vacant
 
 # The payload of a row in storage is given up; a copy whose payload is still in the row is held.
 Way = Literal["give_up", "hold"]
@@ -54,7 +55,7 @@ def give_up(
     try:
         with transaction(connection):
             return _give_up(connection, partition, rows, way, action, run_id)
-    except (psycopg.Error, ExpiryUndoneError) as error:
+    except (psycopg.Error, ExpiryUndoneError, PayloadBesidePointerError) as error:
         if isinstance(error, psycopg.Error) and not is_about_the_rows(error, connection):
             raise
         if len(rows) == 1:
@@ -71,7 +72,7 @@ def _give_up(
     connection: Connection, partition: Partition, rows: Sequence[RowVersion], way: Way, action: str, run_id: str
 ) -> GivenUp:
     table = partition.table
-    names = table.names() | {"deleted_payload": deleted_payload(table)}
+    names = table.names() | {"deleted_payload": deleted_payload(table), "is_vacant": is_vacant(table)}
     found = connection.execute(
         statement(_STATEMENTS[way], way, names),
         {
@@ -80,14 +81,16 @@ def _give_up(
             "xmins": [row.xmin for row in rows],
         },
     ).fetchall()
-    if not all(is_given_up for _, _, is_given_up in found):
+    if not all(was_vacant for *_, was_vacant in found):
+        raise beside_its_pointer(table)
+    if not all(is_given_up for _, _, is_given_up, _ in found):
         raise ExpiryUndoneError(
             "a trigger of the table gave the row its pointer back; run offload install, "
             "and let the table's own triggers leave expired rows alone"
         )
-    done = GivenUp(len(found), sum(size for _, size, _ in found), len(rows) - len(found))
+    done = GivenUp(len(found), sum(size for _, size, _, _ in found), len(rows) - len(found))
     if found:
-        resolve_failures(connection, partition, "expire", [rows[position - 1].key for position, _, _ in found])
+        resolve_failures(connection, partition, ("expire",), [rows[position - 1].key for position, *_ in found])
         counted = {**partition.parameters(), "rows": done.rows, "bytes": done.payload_bytes}
         connection.execute(
             statement("offload/record", "log_action", names), {**counted, "run_id": run_id, "action": action}

@@ -53,7 +53,7 @@ class Listing:
         pages: dict[str, _TablePage] = {}
         for found in page:
             owned = self._scope.owner(found.key)
-            if self._store.is_leftover(found.key):
+            if owned is None and self._store.is_leftover(found.key):
                 self._set_leftover_aside(found, leftovers)
             elif owned is None and found.key != PROBE_KEY:
                 self._result.foreign += 1

@@ -8,16 +8,11 @@ from offload_pipeline.database.table import Table
 from offload_pipeline.errors import UserError
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.copier import Progress, no_progress
+from offload_pipeline.offload.queue import tenants_having
 from offload_pipeline.pipeline import Pipeline
 from offload_pipeline.retention.erasure import ErasureOptions, ErasureResult, erase_tenant
 from offload_pipeline.retention.expired_objects import ListedObjects, ListedResult, count_listed, delete_listed
-from offload_pipeline.retention.expiry import (
-    ExpiryOptions,
-    ExpiryResult,
-    expire_partition,
-    require_expirable,
-    stored_tenants,
-)
+from offload_pipeline.retention.expiry import ExpiryOptions, ExpiryResult, expire_partition, require_expirable
 from offload_pipeline.retention.findings import GarbageResult
 from offload_pipeline.retention.garbage import GarbageOptions, collect_garbage
 from offload_pipeline.retention.ownership import Scope
@@ -36,11 +31,11 @@ class Retention:
 
         UserError for a table where an expired row could hold nothing.
         """
-        tables = [found for found in self._chosen(connection, table) if require_expirable(found) is not None]
+        tables = [found for found in self.tables(connection, table) if require_expirable(found) is not None]
         return [
             Partition(found, one)
             for found in tables
-            for one in stored_tenants(connection, found)
+            for one in tenants_having(connection, found, "in_storage")
             if tenant in (None, one)
         ]
 
@@ -57,7 +52,7 @@ class Retention:
         """Deletes the objects that expiry or erasure listed at least `retention.grace` ago."""
         pipeline = self.pipeline
         with pipeline.connect() as connection:
-            listed = ListedObjects(self._chosen(connection, table), tenant, pipeline.config.retention.grace)
+            listed = ListedObjects(self.tables(connection, table), tenant, pipeline.config.retention.grace)
             if not delete:
                 return count_listed(connection, listed)
             tables = self._installed(connection)
@@ -87,7 +82,8 @@ class Retention:
         options = ErasureOptions(delete, pipeline.config.offload.store_threads)
         return erase_tenant(pipeline.database, pipeline.store, tables, tenant, options, run_id, progress)
 
-    def _chosen(self, connection: Connection, table: str | None) -> list[Table]:
+    def tables(self, connection: Connection, table: str | None) -> list[Table]:
+        """The named table, or all that are installed. UserError where none is."""
         return self._installed(connection) if table is None else self.pipeline.tables(connection, table)
 
     def _installed(self, connection: Connection) -> list[Table]:

@@ -7,21 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 
-import psycopg
 from psycopg import Connection
 
-from offload_pipeline.database.connection import Database, server_message, transaction
+from offload_pipeline.database.connection import Database, database_failures, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.errors import ObjectDamagedError, OffloadError, StoreDeniedError, TransientError
 from offload_pipeline.offload.claims import Partition, require_same_store
-from offload_pipeline.offload.copier import STORE_DOWN_AFTER_FAILURES, Progress, no_progress
+from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.deletions import announced, not_yet
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
 from offload_pipeline.offload.requeue import requeue
 from offload_pipeline.offload.reservoir import Reservoir
 from offload_pipeline.offload.stale_failures import resolve_stale_failures
 from offload_pipeline.offload.stored import NamedObject
+from offload_pipeline.offload.workers import STORE_DOWN_AFTER_FAILURES
 from offload_pipeline.storage.object_store import ObjectStore
 from offload_pipeline.verification.checkpoint import Checkpoint
 from offload_pipeline.verification.copies import Copies
@@ -82,11 +82,12 @@ def verify_partition(
     Damaged rows that still hold their payload are queued to be copied again; damage is recorded either way.
     Raises TransientError when the database fails, StoreDeniedError when the store refuses altogether.
     """
-    try:
-        with contextlib.closing(database.connect()) as connection, ThreadPoolExecutor(options.store_threads) as threads:
-            return _Verifier(connection, store, partition, options, run_id, progress, threads).work()
-    except psycopg.Error as error:
-        raise TransientError(f"{partition}: the database failed ({server_message(error)}); run it again") from error
+    with (
+        database_failures(partition),
+        contextlib.closing(database.connect()) as connection,
+        ThreadPoolExecutor(options.store_threads) as threads,
+    ):
+        return _Verifier(connection, store, partition, options, run_id, progress, threads).work()
 
 
 class _Verifier:
@@ -219,7 +220,7 @@ class _Verifier:
         unsound = self._unsound.union(damage.named.key for damage in wrong)
         sound = [named.key for named in page if named.key not in unsound]
         with transaction(self._connection):
-            resolve_failures(self._connection, self._partition, "verify", sound)
+            resolve_failures(self._connection, self._partition, ("verify",), sound)
 
     def _conclude(self) -> None:
         result, parameters = self._result, self._partition.parameters()

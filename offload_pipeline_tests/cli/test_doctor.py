@@ -52,6 +52,17 @@ def test_a_disabled_trigger_is_found_and_its_mend_works(
     assert offload("doctor").code == 0
 
 
+def test_a_missing_function_of_the_only_table_is_found(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    connection.execute("DROP FUNCTION move_payload_to_storage(bigint, text)")
+    assert result(offload("doctor", "--json"), "table notices, installed") == (
+        "failed", "run: offload install --table notices",
+    )  # fmt: skip
+    offload("install")
+    assert offload("doctor").code == 0
+
+
 def test_a_missing_trigger_and_a_missing_index_are_found(
     offload: Command, connection: psycopg.Connection, notices: TableConfig
 ) -> None:

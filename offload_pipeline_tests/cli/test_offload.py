@@ -259,8 +259,30 @@ def test_tenants_with_any_characters_come_through_as_they_are(
     assert json.dumps(document)
 
 
-def test_releasing_one_row_needs_its_table(offload: Command, notices: TableConfig) -> None:
+def test_one_row_is_released_in_its_own_partition(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    for tenant in ("acme", "bolt"):
+        insert_payloads(connection, notices, PAYLOADS, tenant=tenant)
+        offload("backfill", "--table", "notices", "--tenant", tenant, "--null-after-upload", "false")
+    assert offload("release", "--table", "notices", "--primary-key", "7").lines == [
+        "notices, tenant 'bolt': released 1 row (999 B)"
+    ]
+    assert [key for key, status in statuses(connection, notices).items() if status == "in_storage"] == [7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--primary-key", "1"], 2, "--primary-key needs the table it is in; add --table TABLE"),
+        (["--table", "notices", "--primary-key", "x"], 2, "'x' is no key"),
+        (["--table", "notices", "--primary-key", "99"], 1, "notices has no row with the key 99; check the key"),
+    ],
+)
+def test_a_row_to_release_that_cannot_be_is_a_mistake(
+    offload: Command, notices: TableConfig, arguments: list[str], code: int, said: str
+) -> None:
     offload.configure(notices)
-    answer = offload("release", "--primary-key", "1")
-    assert answer.code == 2
-    assert "--primary-key needs the table it is in" in answer.complaint
+    answer = offload("release", *arguments)
+    assert answer.code == code
+    assert said in answer.complaint

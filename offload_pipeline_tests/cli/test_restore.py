@@ -150,8 +150,11 @@ def test_rows_of_no_tenant_are_not_forgotten(
     assert answer.complaint == (
         "offload: notices: 2 rows in storage with tenant_id NULL belong to no partition; fill tenant_id in, then repeat"
     )
+    document = offload("restore", "--json").document
+    assert (document["sound"], document["without_tenant"]) == (False, [{"table": "notices", "rows": 2}])
     connection.execute("UPDATE notices SET tenant_id = 'acme'")
-    assert offload("restore").code == 0
+    document = offload("restore", "--json").document
+    assert (document["sound"], document["without_tenant"]) == (True, [])
     assert set(statuses(connection, notices).values()) == {"inline"}
 
 

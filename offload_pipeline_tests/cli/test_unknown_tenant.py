@@ -10,7 +10,10 @@ from offload_pipeline.offload import unknown_tenant
 from offload_pipeline_tests.cli.command import Command
 from offload_pipeline_tests.factories import insert_payloads, large_payload, make_table
 
-COMMANDS = (("drain",), ("drain", "--retry-failed"), ("verify",), ("release",), ("backfill", "--table", "notices"))
+COMMANDS = (
+    ("drain",), ("drain", "--retry-failed"), ("verify",), ("release",), ("restore",), ("expire",),
+    ("backfill", "--table", "notices"),
+)  # fmt: skip
 PAYLOAD = large_payload(1000)
 
 

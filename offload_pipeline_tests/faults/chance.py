@@ -9,8 +9,9 @@ Kinds = Mapping[str, Sequence[str]]
 """By request (PUT, GET, …) the faults that may happen to it, each with the same chance."""
 
 
-# A collection asks for the first page once, and for so many others that without mercy it would never come to an end.
-WEIGHTS = {"LIST": 2, "NEXT PAGE": 0.3, "DELETE": 3}
+# A collection asks for the first page once, and for so many others, and for the ages of so many objects (of which one
+# refusal ends it), that without mercy it would never come to delete anything.
+WEIGHTS = {"LIST": 2, "NEXT PAGE": 0.3, "HEAD": 0.05, "DELETE": 3}
 
 
 class Chance:

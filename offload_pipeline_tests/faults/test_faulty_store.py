@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from offload_pipeline.errors import StoreDeniedError, StoreUnavailableError
-from offload_pipeline.offload.copier import STORE_DOWN_AFTER_FAILURES
+from offload_pipeline.offload.workers import STORE_DOWN_AFTER_FAILURES
 from offload_pipeline.storage.object_store import ObjectStore
 from offload_pipeline_tests.factories import large_payload
 from offload_pipeline_tests.faults.proxy import FaultyProxy

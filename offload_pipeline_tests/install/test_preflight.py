@@ -188,6 +188,21 @@ def test_a_partition_works_once_its_parent_has_the_columns(
     assert statuses(connection, config) == {1: "in_storage"}
 
 
+@pytest.mark.both_servers
+def test_two_tables_do_not_go_by_one_name(
+    connection: psycopg.Connection, database_url: str, local_store_url: str
+) -> None:
+    connection.execute(f"{NOTICES}; CREATE SCHEMA other; CREATE TABLE other.notices (LIKE notices INCLUDING ALL)")
+    mine, others = (
+        make_pipeline(database_url, local_store_url, [configured(relation=f"{schema}.notices")])
+        for schema in ("public", "other")
+    )
+    install(mine)
+    with pytest.raises(UserError, match="the table notices goes by this name already, and its gate would open for"):
+        install(others)
+    assert install(mine) == []
+
+
 # Rights
 
 

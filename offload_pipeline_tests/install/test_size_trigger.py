@@ -573,6 +573,7 @@ STALE = {
     "pending_move": (59, None, None),
     "inline": (None, None, None),
     "copied": (59, "acme/notices/1/other", "other"),
+    "expired": (None, None, None),
 }
 
 
@@ -600,5 +601,18 @@ def test_a_stale_pointer_over_a_newer_payload_is_not_believed(
     connection.execute(
         "UPDATE notices SET payload_storage_status = 'in_storage', payload_bytes = 5, raw_object_key = 'k/old',"
         " payload_hash_sha256 = 'old', payload_stored_at = now()"
+    )
+    assert row(connection) == before
+
+
+@pytest.mark.parametrize("state", ["inline", "pending_move", "copied"])
+def test_a_row_that_got_a_payload_since_it_expired_is_not_expired_again_by_stale_columns(
+    connection: psycopg.Connection, notices: TableConfig, state: str
+) -> None:
+    put_in_state(connection, notices, state)
+    before = row(connection)
+    connection.execute(
+        "UPDATE notices SET payload_storage_status = 'expired', payload_bytes = NULL, raw_object_key = NULL,"
+        " payload_hash_sha256 = NULL, payload_stored_at = NULL"
     )
     assert row(connection) == before

@@ -292,6 +292,47 @@ def test_a_copy_whose_payload_was_removed_past_the_trigger_keeps_its_pointer_and
     assert notices.object_key(keys[0])
 
 
+@pytest.mark.both_servers
+@pytest.mark.parametrize("drop_columns", [False, True])
+def test_rows_in_storage_that_the_role_may_not_see_stop_it(notices: Installation, drop_columns: bool) -> None:
+    notices.insert(PAYLOADS, tenant="globex")
+    notices.drain("globex")
+    connection = notices.connection
+    connection.execute("DROP ROLE IF EXISTS held_back")
+    connection.execute("CREATE ROLE held_back")
+    try:
+        notices.execute("ALTER TABLE {table} OWNER TO held_back")
+        notices.execute("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        notices.execute("ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
+        notices.execute("CREATE POLICY own ON {table} USING (tenant_id = 'acme')")
+        before = catalog(connection)
+        with notices.pipeline.connect() as held_back:
+            held_back.execute("SET ROLE held_back")
+            with pytest.raises(UserError, match=r"^notices: cannot see every row .* row security$"):
+                list(plan_uninstall(held_back, notices.table, drop_columns=drop_columns))
+        assert catalog(connection) == before
+    finally:
+        connection.execute("REASSIGN OWNED BY held_back TO CURRENT_USER")
+        connection.execute("DROP OWNED BY held_back")
+        connection.execute("DROP ROLE held_back")
+    notices.assert_invariant()
+
+
+@pytest.mark.parametrize("drop_columns", [False, True])
+def test_columns_under_other_names_than_configured_stop_it_since_nobody_would_look_at_them(
+    notices: Installation, drop_columns: bool
+) -> None:
+    notices.insert(PAYLOADS)
+    notices.drain()
+    before = catalog(notices.connection)
+    columns = notices.config.columns.model_copy(update={"hash": "sha256"})
+    renamed = replace(notices, config=notices.config.model_copy(update={"columns": columns}))
+    with pytest.raises(UserError, match="the pointer column sha256 is missing, so nothing tells which payloads are in"):
+        uninstall(renamed, drop_columns=drop_columns)
+    assert catalog(notices.connection) == before
+    notices.assert_invariant()
+
+
 def test_rows_that_the_application_holds_are_said_and_a_second_run_ends_it(notices: Installation) -> None:
     first, *_ = notices.insert(PAYLOADS)
     notices.copy()

@@ -15,8 +15,8 @@ from offload_pipeline.errors import (
     StoreUnavailableError,
     TransientError,
 )
-from offload_pipeline.offload.copier import STORE_DOWN_AFTER_FAILURES
 from offload_pipeline.offload.failures import open_failures
+from offload_pipeline.offload.workers import STORE_DOWN_AFTER_FAILURES
 from offload_pipeline.storage.object_store import ObjectStore
 from offload_pipeline_tests.offload.installation import Installation, installed
 from offload_pipeline_tests.offload.stores import HookedStore

@@ -6,8 +6,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from offload_pipeline.offload import restore as restore_module
-from offload_pipeline.offload.restore import HoldsLifted, count_held
+from offload_pipeline.offload import holds
+from offload_pipeline.offload.holds import HoldsLifted, count_held
 from offload_pipeline_tests.factories import large_payload
 from offload_pipeline_tests.offload.installation import RUN, Installation, installed
 
@@ -111,7 +111,7 @@ def test_a_pointer_loaded_before_the_restore_and_saved_after_it_takes_no_payload
 def test_a_lifted_hold_lets_rows_above_the_threshold_move_again(
     database_url: str, local_store_url: str, monkeypatch: pytest.MonkeyPatch, page_rows: int
 ) -> None:
-    monkeypatch.setattr(restore_module, "HOLD_PAGE_ROWS", page_rows)
+    monkeypatch.setattr(holds, "PAGE_ROWS", page_rows)
     with installed(database_url, local_store_url, threshold_bytes=THRESHOLD) as notices:
         small = notices.insert([SMALL, SMALL])
         keys = restored_with_others(notices)
@@ -195,7 +195,7 @@ def test_a_held_row_that_the_application_holds_is_left_without_waiting_for_it(no
 def test_composite_keys_are_walked_in_their_order(
     database_url: str, local_store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restore_module, "HOLD_PAGE_ROWS", 2)
+    monkeypatch.setattr(holds, "PAGE_ROWS", 2)
     columns = {"part": "text", "id": "bigint"}
     with installed(database_url, local_store_url, key_columns=columns) as notices:
         for part in ("a,b", "100%", "", "é"):

@@ -331,7 +331,7 @@ def test_the_path_is_a_folder_or_has_the_hash_in_it(notices: Installation, path:
     "path",
     [
         None, "", "/", "//", "/absolute", "..", "../up", "a/../b", "a/./b", "a//b", "a/..", " ", "a b", "a\nb", "a\n",
-        "é", "a\\b", "{tenant}/x", "a?b", "a#b", "{sha256}/", "x" * 256, "x/" * 600, "s3://bucket/x",
+        "{sha256}/.a.b.part", "é", "a\\b", "{tenant}/x", "a?b", "a#b", "{sha256}/", "x" * 256, "x/" * 600, "s3://bucket/x",
     ],
 )  # fmt: skip
 def test_a_path_that_is_no_object_key_is_refused(notices: Installation, path: str | None) -> None:

@@ -17,8 +17,8 @@ from offload_pipeline.errors import (
     UserError,
 )
 from offload_pipeline.offload import restore as restore_module
-from offload_pipeline.offload.copier import STORE_DOWN_AFTER_FAILURES
 from offload_pipeline.offload.failures import open_failures
+from offload_pipeline.offload.workers import STORE_DOWN_AFTER_FAILURES
 from offload_pipeline.storage.object_store import ObjectStore
 from offload_pipeline_tests.factories import large_payload
 from offload_pipeline_tests.offload.installation import RUN, Installation, StoreAddress, installed
@@ -300,6 +300,19 @@ def test_a_transient_error_of_one_object_is_recorded_and_the_others_are_restored
     assert notices.failures()["3"]["resolved_at"] is not None
 
 
+def test_a_payload_written_over_one_that_could_not_be_restored_closes_its_failure_when_it_is_copied(
+    notices: Installation,
+) -> None:
+    (key,) = notices.insert([large_payload(1000)])
+    notices.drain()
+    notices.store.delete(notices.object_key(key))
+    assert notices.restore().rows_failed == 1
+    notices.execute("UPDATE {table} SET raw_payload = %s", SMALL)
+    notices.copy()
+    assert notices.one_status() == "copied"
+    assert open_failures(notices.connection, "public", 8) == []
+
+
 FEW_AT_A_TIME = {"offload": {"batch_rows": 10, "batches_in_flight": 2, "store_threads": 4}}
 
 
@@ -420,6 +433,30 @@ def test_a_copy_that_lost_its_payload_past_the_trigger_keeps_its_pointer(notices
     assert (result.pointers_dropped, result.rows_failed) == (1, 1)
     assert notices.store.get(notices.object_key(lost))
     assert "removed past the trigger" in notices.failures()[str(lost)]["message"]
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("after_copy", ["clear", "reference"])
+@pytest.mark.parametrize("payload_type", ["jsonb", "json", "text"])
+def test_a_payload_written_past_the_trigger_is_not_overwritten_before_somebody_chose(
+    database_url: str, local_store_url: str, payload_type: str, after_copy: str
+) -> None:
+    with installed(database_url, local_store_url, payload_type=payload_type, after_copy=after_copy) as notices:
+        new_one, old_one, other = notices.insert([SMALL] * 3)
+        notices.drain()
+        for key in (new_one, old_one):
+            notices.write_past_the_trigger(key, '{"sha256": "nowhere else"}')
+        notices.take_rows_as_expected([new_one])
+        result = notices.restore()
+        assert (result.rows_restored, result.rows_left, result.rows_failed) == (1, 0, 2)
+        assert "raw_payload = raw_payload, raw_object_key = NULL;" in notices.failures()[str(new_one)]["message"]
+        assert notices.failures()[str(old_one)]["error_class"] == "PayloadBesidePointerError"
+
+        notices.execute("UPDATE {table} SET raw_payload = raw_payload, raw_object_key = NULL WHERE id = %s", new_one)
+        notices.execute("UPDATE {table} SET raw_payload = NULL, payload_stored_at = now() WHERE id = %s", old_one)
+        assert notices.restore().rows_restored == 1
+        assert notices.statuses() == {new_one: "pending_move", old_one: "inline", other: "inline"}
+        notices.assert_invariant()
 
 
 @pytest.mark.parametrize("column", ["payload_hash_sha256", "raw_object_key"])

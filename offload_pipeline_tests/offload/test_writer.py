@@ -37,6 +37,7 @@ from offload_pipeline_tests.offload.stores import CountingStore, HookedStore, tr
 from offload_pipeline_tests.offload.waiting import advisory_locks, in_thread, wait_until_blocked
 from offload_pipeline_tests.offload.worker import REPOSITORY
 from offload_pipeline_tests.offload.writing import expect, insert_columns, update_columns
+from offload_pipeline_tests.retention.collecting import MONTH, age, collect
 
 THRESHOLD = 200
 LARGE = large_payload(1000)
@@ -369,6 +370,23 @@ def test_in_autocommit_the_object_is_locked_for_the_call(notices: Installation) 
         assert can_lock(notices, columns["raw_object_key"])
 
 
+def test_in_autocommit_a_payload_whose_object_only_the_row_protects_goes_into_the_row(
+    notices: Installation, writer: PayloadWriter
+) -> None:
+    (key,) = notices.insert([LARGE])
+    notices.drain()
+    age(notices.store, [notices.object_key(key)])
+    again = writer.write(notices.connection, "notices", "acme", key, LARGE)
+    notices.write(key, '{"written": "meanwhile"}')
+    assert collect(notices, grace=MONTH).tables["notices"].deleted == 1
+    update_columns(notices, again, key)
+    expect(notices, key, LARGE)
+    notices.assert_invariant()
+    assert notices.drain().is_sound
+    assert notices.one_status() == "in_storage"
+    notices.assert_invariant()
+
+
 @pytest.mark.both_servers
 def test_a_second_writer_of_the_same_payload_for_the_same_row_waits_and_leaves_the_object_alone(
     notices: Installation, application: psycopg.Connection
@@ -420,7 +438,7 @@ def test_a_bad_put_of_a_payload_delivered_again_does_not_take_the_only_copy(
     if state == "in_storage":
         behind_proxy.drain()
     proxy.faults = {"PUT": fault}
-    with PayloadWriter(behind_proxy.pipeline) as writer:
+    with PayloadWriter(behind_proxy.pipeline) as writer, behind_proxy.connection.transaction():
         update_columns(behind_proxy, writer.write(behind_proxy.connection, "notices", "acme", key, LARGE), key)
     assert behind_proxy.one_status() == "in_storage"
     assert gzip.decompress(real_store.get(behind_proxy.object_key(key))) == LARGE.encode()
@@ -489,7 +507,8 @@ def test_a_row_in_any_state_is_updated_to_the_payload_that_was_written(
     ):
         key = prepare(notices, state)
         for _ in ("once", "and delivered again"):
-            update_columns(notices, writer.write(notices.connection, "notices", "acme", key, payload), key)
+            with notices.connection.transaction():
+                update_columns(notices, writer.write(notices.connection, "notices", "acme", key, payload), key)
             expect(notices, key, payload)
             assert notices.one_status() == ("inline" if payload == SMALL else "in_storage")
             assert read(notices, key).payload == payload.encode()

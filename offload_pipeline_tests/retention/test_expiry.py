@@ -10,9 +10,10 @@ import psycopg
 import pytest
 
 from offload_pipeline.errors import StoreChangedError, UserError
+from offload_pipeline.offload.queue import tenants_having
 from offload_pipeline.retention import expired_objects, expiry
 from offload_pipeline.retention.expired_objects import ListedObjects, ListedResult, count_listed, delete_listed
-from offload_pipeline.retention.expiry import ExpiryOptions, ExpiryResult, expire_partition, stored_tenants
+from offload_pipeline.retention.expiry import ExpiryOptions, ExpiryResult, expire_partition
 from offload_pipeline_tests.factories import large_payload, row_hashes
 from offload_pipeline_tests.offload.installation import RUN, Installation, StoreAddress, installed
 from offload_pipeline_tests.offload.waiting import in_thread
@@ -160,7 +161,7 @@ def test_tenants_are_found_by_their_stored_rows(notices: Installation) -> None:
         notices.drain(tenant)
     notices.insert(PAYLOADS[:1], tenant="pending")
     with notices.pipeline.connect() as connection:
-        assert stored_tenants(connection, notices.table) == ["", "a", "b"]
+        assert tenants_having(connection, notices.table, "in_storage") == ["", "a", "b"]
 
 
 def test_a_row_that_the_application_holds_is_left_without_waiting(notices: Installation) -> None:
@@ -227,6 +228,23 @@ def test_a_row_that_the_table_refuses_to_expire_does_not_stop_the_others(notices
     assert expire(notices).rows_expired == 1
     assert notices.failures()["2"]["resolved_at"]
     notices.assert_invariant(expired=keys)
+
+
+@pytest.mark.parametrize("after_copy", ["clear", "reference"])
+def test_a_payload_written_past_the_trigger_does_not_expire_with_the_stored_one(
+    database_url: str, local_store_url: str, after_copy: str
+) -> None:
+    with installed(database_url, local_store_url, object_retention=RETENTION, after_copy=after_copy) as notices:
+        written, other = notices.insert(PAYLOADS[:2])
+        notices.drain()
+        grow_old(notices, written, other)
+        notices.write_past_the_trigger(written, '{"nowhere": "else"}')
+        notices.take_rows_as_expected([written])
+        result = expire(notices)
+        assert (result.rows_expired, result.rows_left, result.rows_failed) == (1, 0, 1)
+        assert notices.failures()[str(written)]["error_class"] == "PayloadBesidePointerError"
+        assert len(listed_keys(notices)) == 1
+        notices.assert_invariant(expired=[other])
 
 
 def test_a_trigger_that_gives_the_pointer_back_is_recorded_and_its_object_kept(notices: Installation) -> None:

@@ -279,6 +279,32 @@ def test_an_object_that_a_row_outside_the_configured_tables_names_is_no_orphan(
     assert (found.named, found.orphans) == (2, 0)
 
 
+@pytest.mark.both_servers
+def test_a_view_that_was_never_filled_names_nothing_and_stops_nothing(notices: Installation) -> None:
+    (key,) = notices.insert(PAYLOADS[:1])
+    notices.drain()
+    rewrite(notices, key)
+    notices.connection.execute("CREATE MATERIALIZED VIEW kept AS SELECT raw_object_key FROM notices WITH NO DATA")
+    assert collect(notices).tables["notices"].deleted == 1
+
+
+def test_what_the_look_at_the_rows_saw_is_on_disk_before_an_object_is_deleted(notices: Installation) -> None:
+    (key,) = notices.insert(PAYLOADS[:1])
+    notices.drain()
+    notices.connection.execute(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$"
+    )
+    notices.connection.execute(
+        "CREATE TABLE noted AS SELECT ''::text AS committed WITH NO DATA;"
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO noted VALUES (current_setting('synchronous_commit')); RETURN NEW; END $$;"
+        "CREATE TRIGGER note AFTER INSERT ON payload_offload_deleted FOR EACH ROW EXECUTE FUNCTION note()"
+    )
+    notices.execute("DELETE FROM {table} WHERE id = %s", key)
+    assert collect(notices).tables["notices"].deleted == 1
+    assert notices.connection.execute("SELECT committed FROM noted").fetchall() == [("on",)]
+
+
 def test_rows_that_the_role_may_not_see_stop_the_collection(notices: Installation) -> None:
     notices.insert(PAYLOADS[:2])
     notices.drain()

@@ -12,7 +12,8 @@ import pytest
 from offload_pipeline.database.connection import transaction
 from offload_pipeline.errors import ObjectDamagedError, ObjectMissingError, StoreUnavailableError
 from offload_pipeline.offload.claims import BatchLimits, PendingBatches
-from offload_pipeline.offload.copier import STORE_DOWN_AFTER_FAILURES, store_payload
+from offload_pipeline.offload.copier import store_payload
+from offload_pipeline.offload.workers import STORE_DOWN_AFTER_FAILURES
 from offload_pipeline.storage.object_store import ObjectStore, Trailer
 from offload_pipeline.verification import copies, verifier
 from offload_pipeline_tests.offload.installation import Installation, installed

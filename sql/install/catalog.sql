@@ -104,6 +104,14 @@ WHERE a.attrelid = %(relation)s::regclass
 -- Whether other tables inherit from this one.
 SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent = %(relation)s::regclass)
 
+-- name: name_taken_by
+-- Another table whose triggers run this table's function.
+SELECT g.tgrelid::regclass::text
+FROM pg_catalog.pg_trigger AS g
+WHERE g.tgfoid = pg_catalog.to_regproc(%(function)s)::oid
+    AND g.tgrelid <> %(relation)s::regclass
+LIMIT 1
+
 -- name: schema_exists
 SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s)
 

@@ -45,7 +45,8 @@ BEGIN
             NEW.{status} := 'expired';
             NEW.{size} := NULL;
             NEW.{hash} := NULL;
-            NEW.{stored_at} := NULL;
+            -- Told by the mark, the pointer's own trigger lets go of it.
+            NEW.{stored_at} := CASE WHEN OLD.{status} = 'in_storage' THEN '-infinity'::timestamptz END;
             RETURN NEW;
         END IF;
         IF NEW.{object_key} IS NOT DISTINCT FROM OLD.{object_key} THEN
@@ -113,9 +114,11 @@ BEGIN
 
     NEW.{object_key} := NULL;
     NEW.{hash} := NULL;
-    -- Told by the mark, the pointer's own trigger lets the payload be dropped together with its pointer.
+    -- Told by the mark, the pointer's own trigger lets go of it alone: what the row holds stays as it is, nothing as a rule,
+    -- else what was written past the trigger.
     NEW.{stored_at} := CASE
-        WHEN TG_OP = 'UPDATE' AND OLD.{status} = 'in_storage' AND NEW.{payload} IS NULL THEN '-infinity'::timestamptz
+        WHEN TG_OP = 'UPDATE' AND OLD.{status} = 'in_storage' AND NEW.{payload}::text IS NOT DISTINCT FROM OLD.{payload}::text
+            THEN '-infinity'::timestamptz
     END;
     NEW.{size} := pg_catalog.octet_length(NEW.{payload}::text);
     IF NEW.{size} > {threshold} OR ({threshold} = 0 AND NEW.{payload} IS NOT NULL) THEN
@@ -160,8 +163,7 @@ $offload$
 CREATE OR REPLACE TRIGGER {trigger} BEFORE UPDATE OF {status}, {size}, {object_key}, {hash}, {stored_at} ON {relation}
 FOR EACH ROW
 WHEN (
-    (OLD.{status} = 'in_storage' AND NEW.{status} IS DISTINCT FROM 'expired'
-        OR OLD.{status} IS DISTINCT FROM 'in_storage' AND NEW.{status} = 'in_storage')
+    (OLD.{status} = 'in_storage' OR NEW.{status} IN ('in_storage', 'expired'))
     AND (NEW.{status}, NEW.{size}, NEW.{object_key}, NEW.{hash})
         IS DISTINCT FROM (OLD.{status}, OLD.{size}, OLD.{object_key}, OLD.{hash})
 )
@@ -283,7 +285,8 @@ BEGIN
     IF pg_catalog.strpos(path_to_be, moved.hash) = 0 THEN
         path_to_be := pg_catalog.rtrim(path_to_be, '/') || '/' || moved.hash || '.json.gz';
     END IF;
-    IF path_to_be IS NULL OR pg_catalog.length(path_to_be) > 1024 OR path_to_be ~ '(^|/)[.][.]?(/|$)'
+    -- What ends in .part could pass for what a killed put left behind.
+    IF path_to_be IS NULL OR pg_catalog.length(path_to_be) > 1024 OR path_to_be ~ '(^|/)[.][.]?(/|$)|[.]part$'
         OR path_to_be !~ '^[A-Za-z0-9_.,=%~-]{{1,255}}(/[A-Za-z0-9_.,=%~-]{{1,255}})*$'
     THEN
         RAISE EXCEPTION 'the path % is no object key', coalesce(pg_catalog.quote_literal(given_path), 'NULL')

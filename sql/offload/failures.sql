@@ -29,7 +29,7 @@ UPDATE {failures}
 SET resolved_at = clock_timestamp()
 WHERE table_name = %(table)s
     AND tenant_id = %(tenant)s
-    AND stage = %(stage)s
+    AND stage = ANY(%(stages)s)
     AND primary_key = ANY(%(primary_keys)s)
     AND resolved_at IS NULL
 

@@ -37,11 +37,7 @@ ORDER BY p.position
 -- name: all_copies
 -- One page of every row with a pointer, in primary-key order. Locks: none. Index: the primary key.
 SELECT
-    {keys_as_text},
-    {stored_at_of_copy},
-    t.{object_key},
-    t.{hash},
-    t.{size}
+    {named_object}
 FROM {relation} AS t
 WHERE t.{object_key} IS NOT NULL
     AND t.{status} IN ('copied', 'in_storage')

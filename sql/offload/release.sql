@@ -11,15 +11,7 @@ WITH page AS MATERIALIZED (
         row_number() OVER (ORDER BY t.{stored_at}, {keys}) AS position
     FROM {relation} AS t
     JOIN {state} AS s ON s.tenant_id = %(tenant)s AND s.table_name = %(table)s
-    WHERE t.{status} = 'copied'
-        AND s.store_url = %(store_url)s
-        AND {is_tenant}
-        AND t.{stored_at} <= s.verified_through
-        AND (%(release_delay)s = interval '0' OR t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval)
-        AND {after_position}
-        AND {is_chosen}
-        AND {is_due_for_release}
-        AND {is_watched}
+    WHERE {is_releasable}
     ORDER BY t.{stored_at}, {keys}
     LIMIT %(page_rows)s
 ),
@@ -75,6 +67,19 @@ LEFT JOIN hashed AS h ON h.position = p.position
 LEFT JOIN released AS r ON r.position = p.position
 ORDER BY p.position
 
+-- name: is_releasable
+-- A condition on `t` and its partition's state `s`: verification has passed the row, in the store that is configured, and
+-- nothing else speaks against freeing it. Locks: none. Index: <table>_offload_copied.
+t.{status} = 'copied'
+    AND s.store_url = %(store_url)s
+    AND {is_tenant}
+    AND t.{stored_at} <= s.verified_through
+    AND (%(release_delay)s = interval '0' OR t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval)
+    AND {after_position}
+    AND {is_chosen}
+    AND {is_due_for_release}
+    AND {is_watched}
+
 -- name: is_watched
 -- A condition: the trigger that refuses edits of a freed payload is there and fires. Whoever drops it waits for our
 -- lock on the table, or we for theirs, and this statement's snapshot is younger than that lock.
@@ -106,15 +111,7 @@ SELECT
     t.xmin::text
 FROM {relation} AS t
 JOIN {state} AS s ON s.tenant_id = %(tenant)s AND s.table_name = %(table)s
-WHERE t.{status} = 'copied'
-    AND s.store_url = %(store_url)s
-    AND {is_tenant}
-    AND t.{stored_at} <= s.verified_through
-    AND (%(release_delay)s = interval '0' OR t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval)
-    AND {after_position}
-    AND {is_chosen}
-    AND {is_due_for_release}
-    AND {is_watched}
+WHERE {is_releasable}
 ORDER BY t.{stored_at}, {keys}
 LIMIT %(page_rows)s
 

@@ -16,7 +16,7 @@ WITH page AS MATERIALIZED (
         t.{hash} AS hash,
         t.{size} AS size,
         t.xmin::text AS xmin_read,
-        t.{payload} IS NULL AS is_empty,
+        {is_empty} AS is_empty,
         row_number() OVER (ORDER BY t.{stored_at}, {keys}) AS position,
         coalesce(
             sum(coalesce(t.{size}, 0)) OVER (
@@ -122,70 +122,6 @@ WHERE {keys_match}
     AND t.{status} = 'copied'
 RETURNING k.position
 
--- name: lift_holds
--- One page of the tenant's rows in primary-key order; of them, the held ones above the threshold become pending.
--- Payloads are measured before the first row is locked. A row that the application holds is left.
--- Locks: the rows, NO KEY UPDATE, never waits. Index: the primary key.
-WITH named AS MATERIALIZED (
-    SELECT
-        {keys_as_text},
-        t.xmin::text AS xmin_read,
-        row_number() OVER (ORDER BY {keys}) AS position,
-        CASE
-            WHEN t.{status} = 'inline' AND t.{size} IS NOT NULL THEN octet_length(t.{payload}::text)
-        END AS payload_bytes
-    FROM {relation} AS t
-    WHERE {is_tenant}
-        AND {after_cursor}
-    ORDER BY {keys}
-    LIMIT %(page_rows)s
-),
-above AS MATERIALIZED (
-    SELECT named.*
-    FROM named
-    WHERE named.payload_bytes > %(threshold_bytes)s
-        OR (%(threshold_bytes)s = 0 AND named.payload_bytes IS NOT NULL)
-),
-k AS MATERIALIZED (
-    SELECT named.*
-    FROM above AS named
-    JOIN {relation} AS t ON {keys_match_named}
-    WHERE t.xmin = named.xmin_read::xid
-        -- CTEs run row by row: without this, the first rows would be locked while the last are still measured.
-        AND (SELECT count(*) FROM above) > 0
-    FOR NO KEY UPDATE OF t SKIP LOCKED
-),
-lifted AS (
-    UPDATE {relation} AS t
-    SET
-        {status} = 'pending_move',
-        {size} = k.payload_bytes
-    FROM k
-    WHERE {keys_match}
-        AND t.xmin = k.xmin_read::xid
-    RETURNING k.position
-)
-SELECT
-    {key_names},
-    a.payload_bytes,
-    l.position IS NOT NULL AS is_lifted
-FROM named AS p
-LEFT JOIN above AS a ON a.position = p.position
-LEFT JOIN lifted AS l ON l.position = p.position
-ORDER BY p.position
-
--- name: count_held
--- For a dry run: held rows above the threshold and their bytes. Locks: none. Reads the table, and each held payload.
-SELECT
-    count(*),
-    coalesce(sum(octet_length(t.{payload}::text)), 0)::bigint
-FROM {relation} AS t
-WHERE t.{status} = 'inline'
-    AND t.{size} IS NOT NULL
-    AND t.{payload} IS NOT NULL
-    AND {is_tenant}
-    AND (%(threshold_bytes)s = 0 OR octet_length(t.{payload}::text) > %(threshold_bytes)s)
-
 -- name: count_stored
 -- What a restore of the partition has ahead of it. Locks: none. Index: <table>_offload_stored and <table>_offload_copied.
 SELECT
@@ -198,34 +134,6 @@ SELECT count(*)
 FROM {relation} AS t
 WHERE t.{status} = 'in_storage'
     AND t.{tenant_column} IS NULL
-
--- name: stored_tenants
--- The tenants that have rows of one status, hopping from one to the next in the index.
--- Locks: none. Index: <table>_offload_stored or <table>_offload_copied.
-WITH RECURSIVE hop AS (
-    (
-        SELECT t.{tenant_column} AS tenant
-        FROM {relation} AS t
-        WHERE t.{status} = {walked_status}
-            AND t.{tenant_column} IS NOT NULL
-        ORDER BY t.{tenant_column}
-        LIMIT 1
-    )
-    UNION ALL
-    SELECT (
-        SELECT t.{tenant_column}
-        FROM {relation} AS t
-        WHERE t.{status} = {walked_status}
-            AND t.{tenant_column} > hop.tenant
-        ORDER BY t.{tenant_column}
-        LIMIT 1
-    )
-    FROM hop
-    WHERE hop.tenant IS NOT NULL
-)
-SELECT tenant::text
-FROM hop
-WHERE tenant IS NOT NULL
 
 -- name: tenant_of_row
 -- The tenant of one row. Locks: none. Index: the primary key.

@@ -82,5 +82,6 @@ listed AS (
 SELECT
     position,
     coalesce(size, 0),
-    is_given_up
+    is_given_up,
+    TRUE AS is_vacant
 FROM held

@@ -1,31 +1,3 @@
--- name: stored_tenants
--- The tenants that have rows in storage, hopping from one to the next in the index. Offloaded by the writer, they may
--- have no state. Locks: none. Index: <table>_offload_stored.
-WITH RECURSIVE hop AS (
-    (
-        SELECT t.{tenant_column} AS tenant
-        FROM {relation} AS t
-        WHERE t.{status} = 'in_storage'
-            AND t.{tenant_column} IS NOT NULL
-        ORDER BY t.{tenant_column}
-        LIMIT 1
-    )
-    UNION ALL
-    SELECT (
-        SELECT t.{tenant_column}
-        FROM {relation} AS t
-        WHERE t.{status} = 'in_storage'
-            AND t.{tenant_column} > hop.tenant
-        ORDER BY t.{tenant_column}
-        LIMIT 1
-    )
-    FROM hop
-    WHERE hop.tenant IS NOT NULL
-)
-SELECT tenant::text
-FROM hop
-WHERE tenant IS NOT NULL
-
 -- name: count_expirable
 -- Rows past their retention. Locks: none. Index: <table>_offload_stored.
 SELECT
@@ -56,7 +28,7 @@ LIMIT %(page_rows)s
 
 -- name: give_up
 -- The payloads of these rows, in the versions that were read, are given up, and their objects listed for deletion.
--- A row that the application holds is passed over.
+-- A row that the application holds is passed over. One that holds a payload all the same is told, and undone by the caller.
 -- Locks: the rows, NO KEY UPDATE, never waits. Index: the primary key.
 WITH named AS MATERIALIZED (
     SELECT *
@@ -66,7 +38,8 @@ k AS MATERIALIZED (
     SELECT
         named.*,
         t.{object_key} AS object_key,
-        t.{size} AS size
+        t.{size} AS size,
+        {is_vacant} AS is_vacant
     FROM named
     JOIN {relation} AS t ON {keys_match_named}
     WHERE t.xmin = named.xmin_read::xid
@@ -86,7 +59,12 @@ given_up AS (
     WHERE {keys_match}
         AND t.xmin = k.xmin_read::xid
         AND t.{status} = 'in_storage'
-    RETURNING k.position, k.object_key, k.size, t.{status} = 'expired' AND t.{object_key} IS NULL AS is_given_up
+    RETURNING
+        k.position,
+        k.object_key,
+        k.size,
+        t.{status} = 'expired' AND t.{object_key} IS NULL AS is_given_up,
+        k.is_vacant
 ),
 listed AS (
     INSERT INTO {expired} AS e (object_key, table_name, tenant_id, bytes)
@@ -107,7 +85,8 @@ listed AS (
 SELECT
     position,
     coalesce(size, 0),
-    is_given_up
+    is_given_up,
+    is_vacant
 FROM given_up
 
 -- name: deleted_payload

@@ -18,6 +18,7 @@ WHERE a.attname = ANY(%(columns)s)
     AND NOT a.attisdropped
     AND y.typcategory = 'S'
     AND c.relkind IN ('r', 'm')
+    AND c.relispopulated
     AND c.relpersistence <> 't'
     AND c.relname NOT IN ('payload_offload_expired', 'payload_offload_deleted')
     AND n.nspname NOT IN ('pg_catalog', 'information_schema')

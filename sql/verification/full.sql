@@ -3,11 +3,7 @@
 -- meanwhile keeps its place: each page sees it once, on one side or the other.
 -- Locks: none. Index: <table>_offload_copied and <table>_offload_stored.
 SELECT
-    {keys_as_text},
-    {stored_at_of_copy},
-    t.{object_key},
-    t.{hash},
-    t.{size},
+    {named_object},
     t.{stored_at}::text
 FROM (
     (
@@ -49,11 +45,7 @@ LIMIT %(page_rows)s
 -- Rows that the order of stored_at never comes to: without one, or stamped where no clock has been. Edited by hand.
 -- Locks: none. Index: <table>_offload_copied and <table>_offload_stored, one for each condition.
 SELECT
-    {keys_as_text},
-    {stored_at_of_copy},
-    t.{object_key},
-    t.{hash},
-    t.{size}
+    {named_object}
 FROM {relation} AS t
 WHERE {is_tenant}
     AND (

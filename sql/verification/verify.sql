@@ -22,11 +22,7 @@ RETURNING
 -- name: new_copies
 -- One page of the rows copied since the last pass. Locks: none. Index: <table>_offload_copied.
 SELECT
-    {keys_as_text},
-    {stored_at_of_copy},
-    t.{object_key},
-    t.{hash},
-    t.{size}
+    {named_object}
 FROM {relation} AS t
 WHERE t.{status} = 'copied'
     AND {is_tenant}
@@ -49,11 +45,7 @@ WITH pivot AS MATERIALIZED (
 )
 (
     SELECT
-        {keys_as_text},
-        {stored_at_of_copy},
-        t.{object_key},
-        t.{hash},
-        t.{size}
+        {named_object}
     FROM {relation} AS t
     WHERE t.{status} = {sampled_status}
         AND {is_tenant}
@@ -65,11 +57,7 @@ WITH pivot AS MATERIALIZED (
 UNION ALL
 (
     SELECT
-        {keys_as_text},
-        {stored_at_of_copy},
-        t.{object_key},
-        t.{hash},
-        t.{size}
+        {named_object}
     FROM {relation} AS t
     WHERE t.{status} = {sampled_status}
         AND {is_tenant}
@@ -82,11 +70,7 @@ LIMIT %(page_rows)s
 -- name: copies_of
 -- Of these rows, the ones that name an object. Locks: none. Index: the primary key.
 SELECT
-    {keys_as_text},
-    {stored_at_of_copy},
-    t.{object_key},
-    t.{hash},
-    t.{size}
+    {named_object}
 FROM unnest({key_arrays}) AS k ({key_names_bare})
 JOIN {relation} AS t ON {keys_match}
 WHERE t.{status} IN ('copied', 'in_storage')

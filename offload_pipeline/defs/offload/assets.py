@@ -10,7 +10,6 @@ from dagster import (
     AssetExecutionContext,
     AssetObservation,
     AssetsDefinition,
-    Config,
     MaterializeResult,
     Output,
     asset,
@@ -19,9 +18,10 @@ from pydantic import Field
 
 from offload_pipeline.config import Config as OffloadYaml
 from offload_pipeline.defs import retries
-from offload_pipeline.defs.metadata import dry_run_metadata, pending_metadata, release_metadata
+from offload_pipeline.defs.metadata import Metadata, dry_run_metadata, pending_metadata, release_metadata
 from offload_pipeline.defs.partition_keys import table_tenant_partitions
-from offload_pipeline.defs.resources import PipelineResource, log_pauses, no_retry_of_permanent_errors
+from offload_pipeline.defs.resources import PipelineResource, log_pauses
+from offload_pipeline.defs.retries import LaunchConfig, no_retry_of_permanent_errors
 from offload_pipeline.offload.ahead import DryRun
 from offload_pipeline.offload.claims import Batches, Partition
 from offload_pipeline.offload.ending import with_ending
@@ -35,7 +35,7 @@ QUEUE_IS_SHORT = "queue_is_short"
 # partition is tagged as a range, its checks are recorded without a partition, and the sensor cannot see it in flight.
 
 
-class CopyConfig(Config):
+class CopyConfig(LaunchConfig):
     """What a launch may choose, as `offload backfill` may; `null_after_upload` holds for its release step as well."""
 
     unseen: bool = Field(True, description="Also scan the rows that are older than the trigger.")  # noqa: FBT003 - Pydantic's form
@@ -45,7 +45,7 @@ class CopyConfig(Config):
     null_after_upload: bool | None = Field(
         None, description="Whether verified payloads are cleared in the row; as after_copy says if not set."
     )
-    include_restored: bool = Field(False, description="Move restored rows again, too; a dry run leaves them out.")  # noqa: FBT003 - Pydantic's form
+    include_restored: bool = Field(False, description="Move restored rows again, too.")  # noqa: FBT003 - Pydantic's form
 
 
 def offload_assets(yaml: OffloadYaml) -> list[AssetsDefinition]:
@@ -77,9 +77,8 @@ def offload_assets(yaml: OffloadYaml) -> list[AssetsDefinition]:
         """Payloads as gzipped objects, each read back after it was stored; the rows keep theirs until released."""
         chosen = _partitions(context, pipeline, config.null_after_upload)
         if config.dry_run:
-            found = _dry_run(pipeline, chosen, config)
-            context.log_event(AssetObservation(context.asset_key, partition=context.partition_key,
-                                               metadata=dry_run_metadata(found)))  # fmt: skip
+            metadata = _dry_run(pipeline, chosen, config)
+            context.log_event(AssetObservation(context.asset_key, partition=context.partition_key, metadata=metadata))
             return
         if config.include_restored:
             _lift_holds(context, pipeline, chosen)
@@ -128,9 +127,13 @@ def _null_after_upload(run_config: Mapping[str, Any]) -> bool | None:
     return CopyConfig(**copying).null_after_upload
 
 
-def _dry_run(pipeline: PipelineResource, partitions: list[Partition], config: CopyConfig) -> DryRun:
+def _dry_run(pipeline: PipelineResource, partitions: list[Partition], config: CopyConfig) -> Metadata:
     found = DryRun()
     with no_retry_of_permanent_errors():
         for partition in partitions:
             found += pipeline.pipeline.dry_run(partition, unseen=config.unseen, resume=config.resume)
-    return found
+        if not config.include_restored:
+            return dry_run_metadata(found)
+        held = [pipeline.pipeline.held(partition) for partition in partitions]
+    of_held = {"held_rows": sum(rows for rows, _ in held), "held_bytes": sum(size for _, size in held)}
+    return {**dry_run_metadata(found), **of_held}

@@ -7,7 +7,8 @@ from dagster import AssetExecutionContext, AssetsDefinition, MaterializeResult, 
 
 from offload_pipeline.defs.metadata import Metadata, picture
 from offload_pipeline.defs.offload.assets import GROUP
-from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
+from offload_pipeline.defs.resources import PipelineResource
+from offload_pipeline.defs.retries import no_retry_of_permanent_errors
 
 if TYPE_CHECKING:
     from offload_pipeline.offload.estimate import Range
@@ -32,8 +33,7 @@ def plan_assets() -> list[AssetsDefinition]:
         """What offloading would still save, per table, from a bounded sample; nothing need be installed."""
         with no_retry_of_permanent_errors():
             with pipeline.pipeline.connect() as connection:
-                names = [table.name for table in pipeline.pipeline.config.tables]
-                tables = [pipeline.pipeline.inspect(connection, name) for name in names]
+                tables = pipeline.pipeline.inspect_all(connection)
             forecasts = []
             for table in tables:
                 forecasts.append(pipeline.pipeline.forecast(table))

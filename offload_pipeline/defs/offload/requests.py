@@ -64,7 +64,7 @@ def look_at_queue(pipeline: Pipeline) -> QueueLook:
     tenant_keys: set[str] = set()
     pending: dict[tuple[str, str], PendingPartition] = {}
     with pipeline.connect() as connection:
-        found = [pipeline.inspect(connection, table.name) for table in pipeline.config.tables]
+        found = pipeline.inspect_all(connection)
         for table in [table for table in found if table.is_active]:
             queue = pipeline.pending(connection, table)
             tenant_keys.update(partition_key(tenant, buckets) for tenant in pipeline.tenants(connection, table, queue))

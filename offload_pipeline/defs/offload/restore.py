@@ -2,23 +2,24 @@
 
 from collections.abc import Sequence
 
-from dagster import Config, Failure, JobDefinition, MetadataValue, OpExecutionContext, job, op
+from dagster import JobDefinition, MetadataValue, OpExecutionContext, job, op
 from pydantic import Field
 
 from offload_pipeline.config import Config as OffloadYaml
 from offload_pipeline.defs import retries
 from offload_pipeline.defs.metadata import SHOWN_DAMAGES, Metadata
-from offload_pipeline.defs.offload import assets
+from offload_pipeline.defs.offload.assets import POOL
 from offload_pipeline.defs.partition_keys import split_key, table_tenant_partitions
-from offload_pipeline.defs.resources import PipelineResource, log_pauses, no_retry_of_permanent_errors
-from offload_pipeline.errors import TransientError, UserError
+from offload_pipeline.defs.resources import PipelineResource, log_pauses
+from offload_pipeline.defs.retries import LaunchConfig, fail_if_stopped, no_retry_of_permanent_errors
+from offload_pipeline.errors import UserError
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.restore import RestoreResult
 
 RESTORE_JOB = "restore_job"
 
 
-class RestoreConfig(Config):
+class RestoreConfig(LaunchConfig):
     """What a launch may choose: one row instead of the whole partition."""
 
     primary_key: str | None = Field(None, description="One row, as `offload restore --primary-key` takes it.")
@@ -27,19 +28,17 @@ class RestoreConfig(Config):
 def restore_jobs(yaml: OffloadYaml) -> list[JobDefinition]:
     """The one job, on the partitions of the assets."""
 
-    @op(pool=assets.POOL, retry_policy=retries.RETRY)
+    @op(pool=POOL, retry_policy=retries.RETRY)
     def restore_payloads(context: OpExecutionContext, config: RestoreConfig, pipeline: PipelineResource) -> None:
         """Reads each object, hash-checked, puts the payload back into its row, and holds it there."""
         with no_retry_of_permanent_errors():
             chosen = _rows(pipeline, context.partition_key, config.primary_key)
             results = [
-                pipeline.pipeline.restore(partition, context.run_id, key=key, announce=log_pauses(context.log))
-                for partition, key in chosen
+                (one, pipeline.pipeline.restore(one, context.run_id, key=key, announce=log_pauses(context.log)))
+                for one, key in chosen
             ]
         context.add_output_metadata(dict(restore_metadata(results)))
-        stopped_by = next((result.stopped_by for result in results if result.stopped_by), None)
-        if stopped_by:
-            raise Failure(description=f"stopped: {stopped_by}", allow_retries=isinstance(stopped_by, TransientError))
+        fail_if_stopped(next((result.stopped_by for _, result in results if result.stopped_by), None))
 
     @job(
         name=RESTORE_JOB,
@@ -64,10 +63,14 @@ def _rows(
     return [(partition, key)]
 
 
-def restore_metadata(results: Sequence[RestoreResult]) -> Metadata:
+def restore_metadata(found: Sequence[tuple[Partition, RestoreResult]]) -> Metadata:
     """What came back, and what could not."""
-    failures = [failure for result in results for failure in result.failures]
-    lines = [f"- `{','.join(failure.key)}`: {failure.error}" for failure in failures[:SHOWN_DAMAGES]]
+    results = [result for _, result in found]
+    lines = [
+        f"- `{partition.table.key_text(failure.key)}`: {failure.error}"
+        for partition, result in found
+        for failure in result.failures
+    ][:SHOWN_DAMAGES]
     return {
         "rows": sum(result.rows_restored for result in results),
         "payload_bytes": sum(result.payload_bytes for result in results),

@@ -1,13 +1,13 @@
 """`orphaned_objects` and `expired_payloads`: reports, until `retention.delete` is switched on in offload.yaml."""
 
-from dagster import AssetExecutionContext, AssetsDefinition, Failure, MaterializeResult, asset
+from dagster import AssetExecutionContext, AssetsDefinition, MaterializeResult, asset
 
 from offload_pipeline.config import Config
 from offload_pipeline.defs import retries
-from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
+from offload_pipeline.defs.resources import PipelineResource
 from offload_pipeline.defs.retention.checks import orphan_share_result, orphan_share_spec
 from offload_pipeline.defs.retention.metadata import expiry_metadata, garbage_metadata
-from offload_pipeline.errors import OffloadError, TransientError
+from offload_pipeline.defs.retries import fail_if_stopped, no_retry_of_permanent_errors
 from offload_pipeline.retention.passes import Retention
 
 GROUP = "retention"
@@ -27,7 +27,7 @@ def retention_assets(config: Config) -> list[AssetsDefinition]:
         delete = pipeline.pipeline.config.retention.delete
         with no_retry_of_permanent_errors():
             result = Retention(pipeline.pipeline).collect_garbage(context.run.run_id, delete=delete)
-        _fail_if_stopped(result.stopped_by)
+        fail_if_stopped(result.stopped_by)
         metadata = garbage_metadata(result, delete=delete)
         return MaterializeResult(metadata=metadata, check_results=[orphan_share_result(result)])
 
@@ -41,12 +41,7 @@ def retention_assets(config: Config) -> list[AssetsDefinition]:
                 partitions = retention.expirable(connection)
             results = [(one, retention.expire(one, run_id, delete=delete)) for one in partitions]
             listed = retention.delete_expired(run_id, delete=delete)
-        _fail_if_stopped(listed.stopped_by)
+        fail_if_stopped(listed.stopped_by)
         return MaterializeResult(metadata=expiry_metadata(results, listed, delete=delete))
 
     return [orphaned_objects, expired_payloads]
-
-
-def _fail_if_stopped(error: OffloadError | None) -> None:
-    if error:
-        raise Failure(description=f"stopped: {error}", allow_retries=isinstance(error, TransientError))

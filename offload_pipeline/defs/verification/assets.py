@@ -15,7 +15,8 @@ from dagster import (
 
 from offload_pipeline.config import Config
 from offload_pipeline.defs import retries
-from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
+from offload_pipeline.defs.resources import PipelineResource
+from offload_pipeline.defs.retries import no_retry_of_permanent_errors
 from offload_pipeline.defs.verification.metadata import failures_metadata, report_metadata
 from offload_pipeline.verification.smoke import SmokeCheck, run_smoke_check, smoke_checks
 

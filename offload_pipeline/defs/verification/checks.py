@@ -5,7 +5,6 @@ from dagster import (
     AssetCheckResult,
     AssetChecksDefinition,
     AssetCheckSeverity,
-    Config,
     asset_check,
 )
 from pydantic import Field
@@ -15,10 +14,11 @@ from offload_pipeline.defs import retries
 from offload_pipeline.defs.metadata import verification_metadata
 from offload_pipeline.defs.offload.assets import POOL
 from offload_pipeline.defs.partition_keys import table_tenant_partitions
-from offload_pipeline.defs.resources import PipelineResource, no_retry_of_permanent_errors
+from offload_pipeline.defs.resources import PipelineResource
+from offload_pipeline.defs.retries import LaunchConfig, no_retry_of_permanent_errors
 
 
-class VerifyConfig(Config):
+class VerifyConfig(LaunchConfig):
     """What a launch may choose: as `--full`, `--no-resume` and `--sample`."""
 
     full: bool = Field(False, description="Read every stored payload again, not a sample.")  # noqa: FBT003 - Pydantic's form

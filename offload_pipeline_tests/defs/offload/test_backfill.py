@@ -86,6 +86,16 @@ def test_a_dry_run_of_the_queue_alone_leaves_the_older_rows_out(project: Project
     assert [one["rows"] for one in told] == [4, 1]
 
 
+def test_a_dry_run_that_includes_restored_rows_counts_them_beside_the_others(project: Project) -> None:
+    project.insert(PAYLOADS)
+    for job in ("offload_job", "restore_job"):
+        assert project.run(job).success
+    assert "held_rows" not in told_by(observation_of(launch(project, dry_run=True)))
+    told = told_by(observation_of(launch(project, dry_run=True, include_restored=True)))
+    assert (told["rows"], told["held_rows"], told["held_bytes"]) == (0, 3, sum(map(len, PAYLOADS)))
+    assert set(project.statuses().values()) == {"inline"}
+
+
 @pytest.mark.parametrize(("after_copy", "wish", "status"), [("clear", False, "copied"), ("keep", True, "in_storage")])
 def test_null_after_upload_holds_for_the_release_of_the_same_run(
     make_project: MakeProject, connection: psycopg.Connection, after_copy: str, wish: bool, status: str

@@ -155,6 +155,19 @@ def verify(project: Project, **config: object) -> ExecuteInProcessResult:
     return project.run_key("verification_job", key_of("notices", "acme"), run_config)
 
 
+def test_a_launch_with_a_number_out_of_bounds_fails_in_one_line_and_is_not_tried_again(project: Project) -> None:
+    assert project.run("pending_job").success, "the partition is known"
+    result = verify(project, sample_rows=-1)
+    assert not result.success
+    assert not [event for event in result.all_events if event.is_step_up_for_retry]
+    (failed,) = [event for event in result.all_events if event.is_step_failure]
+    told = failed.step_failure_data.user_failure_data
+    assert told is not None
+    assert told.description == (
+        "sample_rows: input should be greater than or equal to 0, not -1; launch it with another"
+    )
+
+
 def test_a_launch_may_choose_what_verification_reads(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
