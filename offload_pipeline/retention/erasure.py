@@ -15,6 +15,7 @@ from offload_pipeline.database.table import Key, Table
 from offload_pipeline.errors import OffloadError
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.copier import Progress, no_progress
+from offload_pipeline.offload.deletions import LINGERING
 from offload_pipeline.retention.deletion import CHUNK_KEYS, Deletion, Fate, collection_lock
 from offload_pipeline.retention.expired_objects import ListedObjects, ListedResult, count_listed, delete_listed
 from offload_pipeline.retention.expiry import PAGE_ROWS
@@ -29,6 +30,8 @@ from offload_pipeline.storage.object_store import LISTED_PER_PAGE, ObjectStore, 
 ROWS_ACTION = "erase"
 OBJECTS_ACTION = "erase objects"
 AT_ONCE = timedelta(0)
+# What the writer read back is trusted for so long, also where it has yet to be named by a row.
+TRUSTED_FOR = LINGERING
 # What becomes of a row, by whether its payload is in storage alone.
 WAYS: tuple[tuple[Way, bool], ...] = (("give_up", True), ("hold", False))
 
@@ -94,7 +97,8 @@ def erase_tenant(
 ) -> ErasureResult:  # fmt: skip
     """Counts, and with `delete` erases: first all rows, then the objects they named, then what lies under the prefix.
 
-    Without grace, and never an object that a row of another tenant names. Interrupted, it is finished by repeating it.
+    Without grace, but for an hour where the keys do not tell tenants apart, and never an object that a row of another
+    tenant names. Interrupted, it is finished by repeating it.
     Raises StoreUnavailableError or PermanentError where the listing fails, TransientError when the database does,
     UserError where not every row can be seen, StoreChangedError where objects are in another store.
     """
@@ -102,18 +106,26 @@ def erase_tenant(
         eraser = _Eraser(database, connection, store, tables, tenant, options, run_id, progress)
         require_their_store(connection, tables, store.url)
         eraser.erase_rows()
-        listed = ListedObjects(tables, tenant, AT_ONCE, spares_young=False)
         if options.delete:
             eraser.result.stopped_by = wait_for_older_transactions(connection, options.patience)
-        if options.delete and eraser.result.stopped_by is None:
-            eraser.result.listed = delete_listed(
-                database, store, tables, listed, OBJECTS_ACTION, options.store_threads, run_id
-            )
-            eraser.result.stopped_by = eraser.result.listed.stopped_by
-        else:
-            eraser.result.listed = count_listed(connection, listed)
+        for listed in _listed(tables, tenant):
+            if options.delete and eraser.result.stopped_by is None:
+                eraser.result.listed += delete_listed(
+                    database, store, tables, listed, OBJECTS_ACTION, options.store_threads, run_id
+                )
+                eraser.result.stopped_by = eraser.result.listed.stopped_by
+            else:
+                eraser.result.listed += count_listed(connection, listed)
         eraser.erase_objects()
         return eraser.result
+
+
+def _listed(tables: Sequence[Table], tenant: str) -> list[ListedObjects]:
+    """What the rows named. An object that tenants may share is not touched while another's writer may count on it."""
+    own = [table for table in tables if tells_tenants_apart(table)]
+    shared = [table for table in tables if not tells_tenants_apart(table)]
+    listed = [ListedObjects(own, tenant, AT_ONCE, AT_ONCE), ListedObjects(shared, tenant, AT_ONCE, TRUSTED_FOR)]
+    return [one for one in listed if one.tables]
 
 
 class _Eraser:

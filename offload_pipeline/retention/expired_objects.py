@@ -3,7 +3,7 @@
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 
 from psycopg import Connection
@@ -22,13 +22,13 @@ from offload_pipeline.storage.object_store import ObjectStore
 class ListedObjects:
     """What is meant of payload_offload_expired: these tables, one tenant or all, listed at least `grace` ago.
 
-    `spares_young`: an object that was put again within the grace is left, whatever the list says.
+    An object that was put again within `spared_for` is left, whatever the list says: as long as the grace, if not set.
     """
 
     tables: Sequence[Table]
     tenant: str | None
     grace: timedelta
-    spares_young: bool = True
+    spared_for: timedelta | None = None
 
     def parameters(self) -> dict[str, object]:
         """What the statements bind."""
@@ -56,6 +56,13 @@ class ListedResult:
     stopped_by: OffloadError | None = None
     """What ended the deletion early, when the store as a whole failed."""
 
+    def __iadd__(self, other: "ListedResult") -> "ListedResult":
+        for one in fields(self):
+            if one.name != "stopped_by":
+                setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        self.stopped_by = self.stopped_by or other.stopped_by
+        return self
+
 
 def count_listed(connection: Connection, listed: ListedObjects) -> ListedResult:
     """The report: touches nothing."""
@@ -77,13 +84,13 @@ def delete_listed(
     Raises TransientError when the database fails, UserError where not every row can be seen, StoreChangedError where
     the objects are in another store.
     """
-    put_before = store.now() - listed.grace if listed.spares_young else None
+    spared_for = listed.grace if listed.spared_for is None else listed.spared_for
     with database_failures(), contextlib.closing(database.connect()) as connection:
         require_their_store(connection, listed.tables, store.url)
         result = count_listed(connection, listed)
         deletion = Deletion(
             database, connection, store, Naming(connection, tables),
-            put_before=put_before, store_threads=store_threads,
+            put_before=store.now() - spared_for, store_threads=store_threads,
         )  # fmt: skip
         _Deleter(connection, deletion, listed, action, run_id, result).work()
         return result

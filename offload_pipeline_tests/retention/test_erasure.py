@@ -12,11 +12,13 @@ import psycopg
 import pytest
 
 from offload_pipeline.errors import StoreChangedError, StoreUnavailableError, TransientError
+from offload_pipeline.offload.writer import PayloadWriter
 from offload_pipeline.retention import deletion, erasure
 from offload_pipeline.retention.erasure import ErasureOptions, ErasureResult, erase_tenant
 from offload_pipeline.storage.object_store import ObjectStore
 from offload_pipeline_tests.factories import install, make_pipeline, make_table
 from offload_pipeline_tests.offload.installation import RUN, Installation, StoreAddress, installed
+from offload_pipeline_tests.offload.writing import insert_columns
 from offload_pipeline_tests.retention.collecting import SHA256, age, collect, keys_in, logged, rewrite, tables_of
 
 PAYLOADS = [json.dumps({"n": number}) for number in range(10)]
@@ -180,6 +182,7 @@ def test_an_object_that_two_tenants_share_is_erased_with_the_last(database_url: 
         first = erase(notices)
         assert (first.listed.objects_named, first.tables["notices"].is_listed) == (1, False)
         notices.assert_invariant(expired=[mine])
+        age(notices.store, keys_in(notices.store))
         assert erase(notices, "globex").listed.objects_deleted == 1
         assert not keys_in(notices.store)
 
@@ -409,3 +412,22 @@ def test_one_of_fifty_tenants_is_erased(notices: Installation) -> None:
     assert not any(key.startswith("tenant-5/") for key in keys_in(notices.store))
     statuses = [status for status in notices.statuses().values() if status == "expired"]
     assert len(statuses) == 2
+
+
+def test_where_tenants_share_objects_one_that_another_tenant_is_about_to_name_is_left(
+    database_url: str, local_store_url: str
+) -> None:
+    with installed(database_url, local_store_url, key_template="{table}/{sha256}.json.gz") as notices:
+        notices.insert(PAYLOADS[:2])
+        notices.drain()
+        shared, own = notices.object_key(1), notices.object_key(2)
+        age(notices.store, [shared, own])
+        with PayloadWriter(notices.pipeline) as writer:
+            columns = writer.write(notices.connection, "notices", "globex", 3, PAYLOADS[0])
+        left = erase(notices)
+        insert_columns(notices, columns, id=3, tenant_id="globex")
+        assert notices.object_key(3) == shared
+        assert keys_in(notices.store) == {shared}
+        assert (left.is_complete, left.listed.objects_left, left.listed.objects_deleted) == (False, 1, 1)
+        assert erase(notices).is_complete, "a row names it now"
+        assert keys_in(notices.store) == {shared}
