@@ -382,7 +382,9 @@ def _load(path: Path) -> Config:
     except _VariableError as variable:
         keys, problem = variable.keys, str(variable)
     except ValidationError as invalid:
-        first = invalid.errors(include_url=False, include_input=False)[0]
+        found = invalid.errors(include_url=False, include_input=False)
+        # A misspelt key is also a missing one, and only the former says what to do.
+        first = next((error for error in found if error["type"] == "extra_forbidden"), found[0])
         keys, problem = tuple(first["loc"]), _explain(dict(first))
     raise UserError(f"{path}{_line_of(root, keys)}: {_key_path(keys)}{problem}")
 
@@ -492,6 +494,28 @@ _MODELS: dict[str, type[_Section]] = {
 }  # fmt: skip
 
 
+_EXPLAINED = {
+    "missing": "is missing; add it",
+    "model_type": "is not a mapping; write its keys below it, indented",
+    "model_attributes_type": "is not a mapping; write its keys below it, indented",
+    "dict_type": "is not a mapping; write its keys below it, indented",
+    "tuple_type": "is not a list; begin each entry with a dash",
+    "list_type": "is not a list; begin each entry with a dash",
+    "too_short": "is empty; write at least one entry",
+    "time_delta_type": "is not a duration; write for example 90 days, 5 minutes or 0s",
+    "string_type": "is not text; put it in quotes",
+    "string_too_short": "is empty; write a name",
+    "string_pattern_mismatch":
+        "may hold letters, digits, _ . and - only, 50 at most, and starts with a letter or digit; rename it",
+    **dict.fromkeys(
+        ("int_type", "int_parsing", "int_from_float"),
+        "is not a whole number; write digits alone, such as 102400 for 100 kB",
+    ),
+    **dict.fromkeys(("float_type", "float_parsing"), "is not a number; write digits alone"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "is neither true nor false; write one of them"),
+}  # fmt: skip
+
+
 def _explain(error: dict[str, Any]) -> str:
     """One Pydantic error as cause and mend."""
     context = error.get("ctx", {})
@@ -502,19 +526,17 @@ def _explain(error: dict[str, Any]) -> str:
             known = [field.alias or name for name, field in model.model_fields.items()]
             near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
             return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; use one of {', '.join(known)}"
-        case "missing":
-            return "is missing; add it"
         case "literal_error":
             return f"is not known; use one of {context['expected'].replace(chr(39), '')}"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return "is not a mapping; write its keys below it, indented"
-        case "tuple_type" | "list_type":
-            return "is not a list; begin each entry with a dash"
-        case "string_type":
-            return "is not text; put it in quotes"
         case "value_error":
             return str(context["error"])
-        case "string_pattern_mismatch":
-            return "may hold letters, digits, _ . and - only, 50 at most, and starts with a letter or digit; rename it"
+        case "greater_than_equal" | "less_than_equal":
+            is_lower = error["type"] == "greater_than_equal"
+            limit = context["ge" if is_lower else "le"]
+            # As Pydantic prints a duration of nothing.
+            limit = "0s" if limit == "datetime.timedelta(0)" else limit
+            return f"is too {'small' if is_lower else 'large'}; write {limit} or {'more' if is_lower else 'less'}"
+        case kind if kind in _EXPLAINED:
+            return _EXPLAINED[kind]
         case _:
             return f"{error['msg'][0].lower()}{error['msg'][1:]}; correct the value"

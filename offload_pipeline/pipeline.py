@@ -10,6 +10,7 @@ from psycopg import Connection
 from offload_pipeline.config import Config, home, load_config, refuse_demo_tables_in_a_named_database
 from offload_pipeline.database.back_pressure import Announce, BackPressure, announce_nothing
 from offload_pipeline.database.connection import Database, open_database
+from offload_pipeline.database.rights import require_rights
 from offload_pipeline.database.table import Key, Table, inspect_table
 from offload_pipeline.offload.ahead import DryRun, dry_run, rows_ahead
 from offload_pipeline.offload.claims import Batches, Partition, PendingBatches
@@ -65,7 +66,9 @@ class Pipeline:
 
     def inspect(self, connection: Connection, name: str) -> Table:
         """The table of this name as the catalog has it now, installed or not."""
-        return inspect_table(connection, self.config.table(name), self.database.schema)
+        return inspect_table(
+            connection, self.config.table(name), self.database.schema, is_embedded=self.database.is_embedded
+        )
 
     def inspect_all(self, connection: Connection, name: str | None = None) -> list[Table]:
         """The named table, or all, installed or not."""
@@ -101,10 +104,12 @@ class Pipeline:
         return sorted(waiting.union(known_tenants(connection, table), *others))
 
     def partitions(self, connection: Connection, table: str | None, tenant: str | None) -> list[Partition]:
-        """The partitions of one or all tables, of one or all tenants."""
+        """The partitions of one or all tables, of one or all tenants. UserError where the role may not work on them."""
+        active = [found.require_active() for found in self.tables(connection, table)]
+        require_rights(connection, active)
         return [
             Partition(found, one)
-            for found in map(Table.require_active, self.tables(connection, table))
+            for found in active
             for one in ([tenant] if tenant is not None else self.tenants(connection, found))
             # Under another name than its constant one, all of a table's rows would be stored a second time.
             if found.config.tenant.value in (None, one)
@@ -113,6 +118,7 @@ class Pipeline:
     def partitions_of_key(self, connection: Connection, table: str, key: str) -> Sequence[Partition]:
         """What a Dagster partition stands for: one tenant, or a bucket of them."""
         found = self.table(connection, table).require_active()
+        require_rights(connection, [found])
         buckets = self.config.tenant_buckets
         return [Partition(found, one) for one in self.tenants(connection, found) if partition_key(one, buckets) == key]
 
@@ -199,7 +205,9 @@ class Pipeline:
     def row(self, table: str, primary_key: str) -> tuple[Partition, Key]:
         """One row and the partition that it belongs to. UserError or RowNotFoundError where there is none."""
         with self.connect() as connection:
-            return find_row(connection, self.table(connection, table).require_active(), primary_key)
+            found = self.table(connection, table).require_active()
+            require_rights(connection, [found])
+            return find_row(connection, found, primary_key)
 
     def restore(
         self, partition: Partition, run_id: str, *, key: Key | None = None,

@@ -418,3 +418,20 @@ def test_a_hash_in_an_unquoted_url_is_kept(load: Load) -> None:
     assert load(f"database: {{url: 'postgresql://u:p%23@h/db'}}\nobject_store:\n  url: file:///a#b\n{TABLE}") == (
         load(f"database: {{url: 'postgresql://u:p%23@h/db'}}\nobject_store: {{url: 'file:///a#b'}}\n{TABLE}")
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("table:\n  - {name: a}", ":1: table: unknown key; did you mean tables?"),
+        ("tables: []", ":1: tables: is empty; write at least one entry"),
+        ("offload: {batch_bytes: 100 kB}", "is not a whole number; write digits alone, such as 102400 for 100 kB"),
+        ("retention: {max_orphan_share: some}", "is not a number; write digits alone"),
+        ("retention: {delete: maybe}", "is neither true nor false; write one of them"),
+        ("retention: {grace: 1m}", "is too small; write 1 hour or more"),
+        ("retention: {grace: [1]}", "is not a duration; write for example 90 days, 5 minutes or 0s"),
+        ("offload: {batch_rows: 2000}", "is too large; write 1000 or less"),
+    ],
+)
+def test_what_a_value_cannot_be_is_said_in_words_of_its_own(refusal: Refusal, text: str, said: str) -> None:
+    assert refusal(text if text.startswith("table") else TABLE + text).endswith(said)

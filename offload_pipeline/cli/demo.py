@@ -147,7 +147,7 @@ def _demo(output: Output, pipeline: "Pipeline", payloads: Path | None) -> int:
     output.line(f"verified: {verified:,} objects in the store, {read:,} of them read back whole and hashed")
     for partition in failed:
         output.line(f"failed: {partition}; look at its run: offload up", "red")
-    sample = _read_one_back(output, pipeline)
+    sample = read_one_back(output, pipeline)
     output.document({
         "tables": [{"before": vars(one), "after": vars(other)} for one, other in zip(before, after, strict=True)],
         "partitions": len(runs), "failed": failed, "rows_verified": verified, "rows_read_whole": read,
@@ -178,7 +178,8 @@ def _show_weights(output: Output, before: list["Weight"], after: list["Weight"])
     output.show(shown)
 
 
-def _read_one_back(output: Output, pipeline: "Pipeline") -> dict[str, Any] | None:
+def read_one_back(output: Output, pipeline: "Pipeline") -> dict[str, Any] | None:
+    """Gets the largest payload in storage and says how, as a command where that would find it afterwards."""
     from offload_pipeline.demo.tables import largest_stored_key
     from offload_pipeline.offload.reader import PayloadReader
 
@@ -187,7 +188,9 @@ def _read_one_back(output: Output, pipeline: "Pipeline") -> dict[str, Any] | Non
             if key := largest_stored_key(connection, table):
                 found = reader.get(table.name, key)
                 size = format_bytes(len(found.payload or b""))
-                output.line(f"read back: offload get {table.name} {key}")
+                # The demo's S3 server ends with the demo; a command would not find it.
+                command = "offload get " if pipeline.store.url.startswith("file:") else ""
+                output.line(f"read back: {command}{table.name} {key}")
                 output.line(f"           {size} from the {found.source}, SHA-256 {found.sha256}")
                 return {"table": table.name, "primary_key": key, "sha256": found.sha256}
     output.line("nothing was large enough to move")

@@ -54,16 +54,17 @@ def doctor(as_json: JsonOption = False) -> int:
 
 def examine() -> Iterator[Check]:
     """All checks in order, without those whose ground is missing. UserError for a broken configuration."""
-    from offload_pipeline.config import config_path, home, load_config
+    from offload_pipeline.config import config_path, home, load_config, refuse_demo_tables_in_a_named_database
     from offload_pipeline.database.connection import open_database
 
+    refuse_demo_tables_in_a_named_database()
     path = config_path()
     config = load_config(path)
     yield Check("configuration", "passed", str(path.absolute()))
     try:
         database = open_database(config.database, home())
         with contextlib.closing(database.connect()) as connection:
-            yield from _database(connection, database)
+            yield from _database(connection, database, config)
             for table in config.tables:
                 yield from _table(connection, table, database.schema, config)
     except UserError as error:
@@ -75,7 +76,8 @@ def _failed(name: str, error: OffloadError) -> Check:
     return Check(name, "failed", one_line(str(error)))
 
 
-def _database(connection: "Connection", database: "Database") -> Iterator[Check]:
+def _database(connection: "Connection", database: "Database", config: "Config") -> Iterator[Check]:
+    from offload_pipeline.database.rights import bookkeeping_grants, load_grant
     from offload_pipeline.install.installer import plan_bookkeeping
 
     version = connection.info.server_version // 10000
@@ -85,7 +87,12 @@ def _database(connection: "Connection", database: "Database") -> Iterator[Check]
     else:
         first, last = SUPPORTED_MAJOR_VERSIONS[0], SUPPORTED_MAJOR_VERSIONS[-1]
         yield Check("database", "failed", detail, f"use a server of version {first} to {last}")
+    if any(config.back_pressure.model_dump().values()) and (grant := load_grant(connection)):
+        yield Check("back-pressure", "warning", "replicas, waiting WAL files and vacuums are hidden", grant)
     name = f"schema {database.schema}"
+    if grants := bookkeeping_grants(connection, database.schema):
+        yield Check(f"{name}, rights", "failed", "the role may not keep the books", "; ".join(grants))
+        return
     try:
         lacking = list(plan_bookkeeping(connection, database.schema))
     except UserError as error:
@@ -98,11 +105,24 @@ def _database(connection: "Connection", database: "Database") -> Iterator[Check]
 
 
 def _table(connection: "Connection", config: "TableConfig", schema: str, whole: "Config") -> Iterator[Check]:
+    from offload_pipeline.database.rights import table_grants
     from offload_pipeline.database.table import inspect_table
 
     name, store_url = f"table {config.name}", _store_url(whole)
     try:
-        table = inspect_table(connection, config, schema).require_installed()
+        table = inspect_table(connection, config, schema, is_embedded=not whole.database.url)
+    except UserError as error:
+        yield _failed(name, error)
+        return
+    if grants := table_grants(connection, table):
+        yield Check(f"{name}, rights", "failed", "the role may not read and update it", "; ".join(grants))
+        if any("USAGE" in grant for grant in grants):
+            return
+    else:
+        yield Check(f"{name}, rights", "passed", "the role may read and update it")
+    yield _key(connection, table, f"{name}, primary key")
+    try:
+        table.require_installed()
     except UserError as error:
         yield _failed(name, error)
         return
@@ -122,6 +142,16 @@ def _table(connection: "Connection", config: "TableConfig", schema: str, whole: 
         )
 
 
+def _key(connection: "Connection", table: "Table", name: str) -> Check:
+    from offload_pipeline.install.preflight import check_key
+
+    try:
+        check_key(connection, table)
+    except UserError as error:
+        return _failed(name, error)
+    return Check(name, "passed", f"[{', '.join(table.config.primary_key)}] tells rows apart")
+
+
 def _indexes(connection: "Connection", table: "Table", name: str) -> Check:
     from offload_pipeline.install.installer import INDEX_TITLES
 
@@ -134,19 +164,19 @@ def _indexes(connection: "Connection", table: "Table", name: str) -> Check:
 
 
 def _triggers(connection: "Connection", table: "Table", name: str) -> Check:
-    from offload_pipeline.install.installer import TRIGGER_NAMES
+    from offload_pipeline.database.table import FIRING_MODES
+    from offload_pipeline.install.ownership import TRIGGER_NAMES
 
     modes = dict(_catalog(connection, table, "trigger_modes"))
-    relation = table.names()["relation"].as_string(connection)
     for trigger in TRIGGER_NAMES:
         if trigger not in modes:
             return Check(f"{name}, trigger", "failed", f"{trigger} is missing", _install(table))
-        if modes[trigger] not in ("O", "A"):
+        if modes[trigger] not in FIRING_MODES:
             return Check(
                 f"{name}, trigger",
                 "failed",
-                f"{trigger} is disabled: new payloads are not seen",
-                f"ALTER TABLE {relation} ENABLE TRIGGER {trigger}",
+                f"{trigger} is disabled: nothing watches over payloads",
+                _install(table),
             )
     return Check(f"{name}, trigger", "passed", "there and enabled")
 
@@ -187,14 +217,17 @@ def _stores(connection: "Connection", table: "Table", name: str, store_url: str)
         yield Check(name, "passed", f"every partition's objects are in {store_url}")
         return
     where = "; ".join(
-        f"those of tenant {tenant!r}{f' and {count - 1:,} others' if count > 1 else ''} are in {url}"
-        for url, count, tenant in found
+        f"those of tenant {tenant!r}{_and_others(count - 1)} are in {url}" for url, count, tenant in found
     )
     mend = (
         f"correct the URL, or, once every object is in {store_url} too, "
         f"set store_url in {table.schema}.payload_offload_state"
     )
     yield Check(name, "failed", f"not every partition's objects are in {store_url}: {where}", mend)
+
+
+def _and_others(count: int) -> str:
+    return "" if not count else f" and {count:,} other{'' if count == 1 else 's'}"
 
 
 def _row_security(connection: "Connection", table: "Table", name: str) -> Check:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import typer
 
-from offload_pipeline.errors import OffloadError, UserError
+from offload_pipeline.errors import OffloadError, StoreDeniedError, UserError
 
 DONE = 0
 UNSOUND = 1
@@ -30,7 +30,8 @@ def ending_of(error: BaseException, arguments: Sequence[str]) -> Ending | None:
     if isinstance(error, typer.TyperException):
         return Ending(MISTAKE, "UsageError", _usage(error, arguments))
     if isinstance(error, OffloadError):
-        return Ending(MISTAKE if isinstance(error, UserError) else UNSOUND, name, one_line(str(error)))
+        is_mistake = isinstance(error, UserError | StoreDeniedError)
+        return Ending(MISTAKE if is_mistake else UNSOUND, name, one_line(str(error)))
     return _of_the_database(error)
 
 
@@ -65,13 +66,14 @@ def _of_the_database(error: BaseException) -> Ending | None:
     """What PostgreSQL says while a command merely looks; the core translates what goes wrong as it works."""
     import psycopg  # only where something went wrong
 
+    from offload_pipeline.database.connection import HOW_TO_BE_GRANTED
     from offload_pipeline.database.connection import server_message as said
 
     match error:
         case psycopg.errors.UndefinedTable():
             return Ending(MISTAKE, "UserError", f"{said(error)}; run: offload install")
         case psycopg.errors.InsufficientPrivilege():
-            return Ending(MISTAKE, "UserError", f"{said(error)}; grant it, or connect as a role that may")
+            return Ending(MISTAKE, "UserError", f"{said(error)}; {HOW_TO_BE_GRANTED}")
         case psycopg.OperationalError():
             return Ending(UNSOUND, "TransientError", f"the database failed ({said(error)}); run it again")
         case _:

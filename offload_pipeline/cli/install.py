@@ -55,8 +55,7 @@ def uninstall(
     session = open_session(as_json=as_json)
 
     def plan(connection: "Connection", tables: Sequence["Table"]) -> list["Step"]:
-        is_only = session.pipeline.config.has_one_table
-        return plan_uninstall_all(connection, tables, drop_columns=drop_columns, is_only=is_only)
+        return plan_uninstall_all(connection, tables, drop_columns=drop_columns)
 
     return _carry_out(session, table, plan, carry_out, "removed", NOTHING_TO_REMOVE, dry_run=dry_run)
 

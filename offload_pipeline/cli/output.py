@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 # Into a file or a pipe, tables get the room they need instead of folding at the 80 columns of no terminal.
 WIDTH_WITHOUT_TERMINAL = 240
+# Wider than any table, to ask how wide one would like to be.
+WIDEST = 100_000
 
 
 class Watch:
@@ -53,6 +55,11 @@ class Output:
         """A table for a human reader."""
         if not self.as_json:
             _console().print(renderable)
+
+    def has_room_for(self, renderable: "RenderableType") -> bool:
+        """Whether a table's lines fit without folding or cutting a cell."""
+        console = _console()
+        return console.measure(renderable, options=console.options.update(max_width=WIDEST)).maximum <= console.width
 
     def document(self, document: Mapping[str, Any]) -> None:
         """The one JSON document; times become ISO 8601."""

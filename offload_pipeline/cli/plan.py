@@ -10,8 +10,12 @@ from offload_pipeline.cli.exit_codes import DONE
 from offload_pipeline.cli.options import JsonOption, TableOption
 from offload_pipeline.cli.output import Output, format_bytes, format_rows
 from offload_pipeline.cli.session import open_session
+from offload_pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from psycopg import Connection
+
+    from offload_pipeline.database.table import Table
     from offload_pipeline.offload.estimate import Range
     from offload_pipeline.offload.forecast import Forecast
 
@@ -32,6 +36,8 @@ def plan(table: TableOption = None, as_json: JsonOption = False) -> int:
     pipeline = session.pipeline
     with pipeline.connect() as connection:
         tables = pipeline.inspect_all(connection, table)
+        for one in tables:
+            _complain_of_the_key(session.output, connection, one)
     forecasts = []
     for one in tables:
         with session.output.progress(one.name, None) as progress:
@@ -40,6 +46,16 @@ def plan(table: TableOption = None, as_json: JsonOption = False) -> int:
     if not as_json:
         _show(session.output, forecasts)
     return DONE
+
+
+def _complain_of_the_key(output: Output, connection: "Connection", table: "Table") -> None:
+    """The forecast needs no key; what comes after it does."""
+    from offload_pipeline.install.preflight import check_key
+
+    try:
+        check_key(connection, table)
+    except UserError as error:
+        output.complain(f"{error} (install refuses it)")
 
 
 def _show(output: Output, forecasts: Sequence["Forecast"]) -> None:

@@ -39,7 +39,7 @@ def restore(
             line=restored_line(result),
             details=[f"failed {one['primary_key']}: {one['problem']}" for one in _failed(result.failures, partition)],
             document=restored_document(result, partition),
-            ends_the_run=result.stopped_by is not None,
+            stopped_by=result.stopped_by,
         )
 
     def ahead(partition: "Partition") -> int | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offload_pipeline.cli.exit_codes import DONE, UNSOUND
+from offload_pipeline.cli.exit_codes import DONE, MISTAKE, UNSOUND
 from offload_pipeline.cli.options import JsonOption, TableOption, TenantOption
 from offload_pipeline.cli.retention_results import (
     erased_document,
@@ -19,7 +19,7 @@ from offload_pipeline.cli.retention_results import (
 )
 from offload_pipeline.cli.session import Session, open_session
 from offload_pipeline.cli.work import Outcome, work_through
-from offload_pipeline.errors import PermanentError, TransientError
+from offload_pipeline.errors import OffloadError, PermanentError, StoreDeniedError, TransientError
 
 if TYPE_CHECKING:
     from offload_pipeline.cli.output import Watch
@@ -57,6 +57,8 @@ def expire(
     def objects() -> Outcome:
         try:
             result = retention.delete_expired(session.run_id, table=table, tenant=tenant, delete=delete)
+        except StoreDeniedError:
+            raise
         except (TransientError, PermanentError) as error:
             document = {"class": type(error).__name__, "message": str(error)}
             return Outcome(is_sound=False, details=[f"objects: failed: {error}"], document={"error": document})
@@ -65,6 +67,7 @@ def expire(
             is_sound=not result.objects_failed and not result.stopped_by,
             details=[listed_line(result, grace, delete=delete), *([] if delete else [_how("offload expire")])],
             document={"delete": delete, "objects": listed_document(result)},
+            stopped_by=result.stopped_by,
         )
 
     return work_through(session, partitions, work, afterwards=objects)
@@ -109,18 +112,22 @@ def gc(
             session.run_id, table=table, tenant=tenant, delete=delete, max_orphan_share=max_orphan_share,
             progress=watch,
         )  # fmt: skip
+    if tenant is not None and not any(found.objects for found in result.tables.values()):
+        _refuse_unknown(session, table, tenant)
     is_sound = not result.has_failed and not (delete and result.stopped)
     for line, is_loud in garbage_lines(result, delete=delete):
         session.output.line(line, style="red" if is_loud else "")
     if not delete:
         session.output.line(_how("offload gc"))
     session.output.document({"run_id": session.run_id, "sound": is_sound, "delete": delete} | garbage_document(result))
-    return DONE if is_sound else UNSOUND
+    return _code(result.stopped_by, is_sound=is_sound)
 
 
 def _erase(session: Session, tenant: str, *, delete: bool) -> int:
     with session.output.progress(f"erasing {tenant!r}", None) as watch:
         result = _retention(session).erase(tenant, session.run_id, delete=delete, progress=watch)
+    if result.is_empty:
+        _refuse_unknown(session, None, tenant, erased=True)
     is_sound = not delete or result.is_complete
     for line in erased_lines(result, tenant, delete=delete):
         session.output.line(line)
@@ -130,7 +137,23 @@ def _erase(session: Session, tenant: str, *, delete: bool) -> int:
         session.output.complain("not complete; run it again")
     head = {"run_id": session.run_id, "sound": is_sound, "delete": delete, "tenant": tenant}
     session.output.document(head | erased_document(result))
+    return _code(result.stopped_by, is_sound=is_sound)
+
+
+def _code(stopped_by: OffloadError | None, *, is_sound: bool) -> int:
+    if isinstance(stopped_by, StoreDeniedError):
+        return MISTAKE
     return DONE if is_sound else UNSOUND
+
+
+def _refuse_unknown(session: Session, table: str | None, tenant: str, *, erased: bool = False) -> None:
+    """For a tenant of whom nothing was found, not even strays; but repeating an erasure is no mistake (`erased`)."""
+    from offload_pipeline.offload.unknown_tenant import was_erased
+
+    with session.pipeline.connect() as connection:
+        tables = _retention(session).tables(connection, table)
+        if not (erased and was_erased(connection, tables, tenant)):
+            session.refuse_unknown(connection, tables, tenant)
 
 
 def _how(command: str) -> str:

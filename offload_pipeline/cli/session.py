@@ -37,6 +37,16 @@ class Session:
                 self.refuse_unknown(connection, self.pipeline.tables(connection, table), tenant)
         return wanted
 
+    def with_work(self, partitions: Sequence["Partition"]) -> list["Partition"]:
+        """Of these, the ones that have something to copy, to verify or to release, or a failure open."""
+        from offload_pipeline.offload.queue import tenants_with_work
+
+        tables = {partition.table.name: partition.table for partition in partitions}
+        most = self.pipeline.config.offload.max_attempts
+        with self.pipeline.connect() as connection:
+            busy = {name: tenants_with_work(connection, table, most) for name, table in tables.items()}
+        return [partition for partition in partitions if partition.tenant in busy[partition.table.name]]
+
     def refuse_unknown(self, connection: "Connection", tables: Sequence["Table"], tenant: str) -> None:
         """UserError, with the nearest that there is, where none of these tables has ever heard of the tenant."""
         from offload_pipeline.offload.unknown_tenant import refuse_unknown_tenant

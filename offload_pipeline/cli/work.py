@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from offload_pipeline.cli.exit_codes import DONE, UNSOUND
+from offload_pipeline.cli.exit_codes import DONE, MISTAKE, UNSOUND
 from offload_pipeline.cli.output import Watch
 from offload_pipeline.cli.session import Session
-from offload_pipeline.errors import PermanentError, StoreDeniedError, TransientError
+from offload_pipeline.errors import OffloadError, PermanentError, StoreDeniedError, TransientError
 
 if TYPE_CHECKING:
     from offload_pipeline.offload.claims import Partition
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one partition. `ends_the_run`: the store is down, and would be for the others too."""
+    """What became of one partition. `stopped_by`: the store is down, or refuses, and would do so for the others too."""
 
     is_sound: bool
     line: str = ""
     details: list[str] = field(default_factory=list)
     document: dict[str, Any] = field(default_factory=dict)
-    ends_the_run: bool = False
+    stopped_by: OffloadError | None = None
 
 
 def work_through(
@@ -34,10 +34,11 @@ def work_through(
 ) -> int:
     """Works on every partition, says what became of each, and of what was done `afterwards`; returns the exit code.
 
-    A partition that fails does not keep the others waiting; a store that refuses, or is down, ends the run.
+    A partition that fails does not keep the others waiting; a store that refuses, a mistake of the user's like rights
+    that lack, or is down, ends the run.
     """
     documents: list[dict[str, Any]] = []
-    is_sound = True
+    is_sound, is_denied = True, False
     for partition in partitions:
         with session.output.progress(str(partition), total_rows(partition)) as watch:
             outcome = _outcome(partition, work, watch)
@@ -45,7 +46,8 @@ def work_through(
         named = {"table": partition.table.name, "tenant": partition.tenant, "sound": outcome.is_sound}
         documents.append(named | outcome.document)
         is_sound = is_sound and outcome.is_sound
-        if outcome.ends_the_run:
+        if outcome.stopped_by:
+            is_denied = isinstance(outcome.stopped_by, StoreDeniedError)
             break
     if not partitions:
         session.output.line("nothing to do")
@@ -54,10 +56,10 @@ def work_through(
     last = afterwards() if afterwards else Outcome(is_sound=True)
     for line in last.details:
         session.output.line(line)
-    is_sound = is_sound and last.is_sound
+    is_sound, is_denied = is_sound and last.is_sound, is_denied or isinstance(last.stopped_by, StoreDeniedError)
     document = {"run_id": session.run_id, "sound": is_sound, "partitions": documents}
     session.output.document(document | last.document)
-    return DONE if is_sound else UNSOUND
+    return MISTAKE if is_denied else DONE if is_sound else UNSOUND
 
 
 def _outcome(partition: "Partition", work: Callable[["Partition", Watch], Outcome], watch: Watch) -> Outcome:
@@ -68,7 +70,7 @@ def _outcome(partition: "Partition", work: Callable[["Partition", Watch], Outcom
     except (TransientError, PermanentError) as error:
         return Outcome(
             is_sound=False,
-            line=f"failed: {error}",
+            line=f"failed: {str(error).removeprefix(f'{partition}: ')}",
             document={"error": {"class": type(error).__name__, "message": str(error)}},
         )
 

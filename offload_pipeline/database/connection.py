@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +20,10 @@ STATEMENT_LIMIT = timedelta(minutes=10)
 # Long enough for an application's ordinary transaction, short enough not to queue others behind us.
 LOCK_LIMIT = timedelta(seconds=5)
 
+# Pages are walked along an index that is in their order. Where statistics are older than the rows, the planner takes
+# what lies ahead for a handful, and would read and sort all of it for every page.
+PLANNER_SETTINGS = ("enable_bitmapscan", "enable_sort")
+
 # Set in each transaction, not once per session: that also holds behind a transaction pooler.
 _SETTINGS = {
     "TimeZone": "UTC",
@@ -30,6 +34,7 @@ _SETTINGS = {
     "idle_in_transaction_session_timeout": str(int(IDLE_LIMIT.total_seconds() * 1000)),
     "statement_timeout": str(int(STATEMENT_LIMIT.total_seconds() * 1000)),
     "lock_timeout": str(int(LOCK_LIMIT.total_seconds() * 1000)),
+    **dict.fromkeys(PLANNER_SETTINGS, "off"),
 }
 _SET_LOCAL = "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _SETTINGS.items())
 
@@ -42,12 +47,16 @@ _NOT_ABOUT_ROWS = (
 )  # fmt: skip
 
 
+HOW_TO_BE_GRANTED = "grant it (offload doctor names the GRANT), or connect as a role that may"
+
+
 @dataclass(frozen=True)
 class Database:
     """Where the tables are, and the schema of the bookkeeping tables."""
 
     url: str
     schema: str
+    is_embedded: bool = field(default=False, kw_only=True)
 
     def connect(self) -> Connection:
         """A new autocommit connection. Raises UserError, in one line and without secrets, where there is none."""
@@ -91,7 +100,7 @@ def open_database(config: DatabaseConfig, home: Path) -> Database:
         return Database(config.url, config.schema_name)
     from offload_pipeline.database.embedded import embedded_url
 
-    return Database(embedded_url(home / "postgres"), config.schema_name)
+    return Database(embedded_url(home / "postgres"), config.schema_name, is_embedded=True)
 
 
 @contextlib.contextmanager
@@ -100,6 +109,12 @@ def transaction(connection: Connection) -> Iterator[Connection]:
     with connection.transaction():
         connection.execute(_SET_LOCAL)
         yield connection
+
+
+def plan_freely(connection: Connection) -> None:
+    """For statements that are not ours, in the caller's transaction: plans as the server is configured."""
+    for name in PLANNER_SETTINGS:
+        connection.execute(f"SET LOCAL {name} TO DEFAULT")
 
 
 def bound_statements(connection: Connection, limit: timedelta) -> None:
@@ -115,11 +130,16 @@ def is_about_the_rows(error: psycopg.Error, connection: Connection) -> bool:
 
 @contextlib.contextmanager
 def database_failures(subject: object = None) -> Iterator[None]:
-    """What psycopg raises becomes a TransientError, in one line that begins with the subject, if there is one."""
+    """What psycopg raises becomes a TransientError, in one line that begins with the subject, if there is one.
+
+    A right that lacks becomes a UserError: no repetition grants it.
+    """
+    beginning = "" if subject is None else f"{subject}: "
     try:
         yield
+    except errors.InsufficientPrivilege as error:
+        raise UserError(f"{beginning}{server_message(error)}; {HOW_TO_BE_GRANTED}") from error
     except psycopg.Error as error:
-        beginning = "" if subject is None else f"{subject}: "
         raise TransientError(f"{beginning}the database failed ({server_message(error)}); run it again") from error
 
 

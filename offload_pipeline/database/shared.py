@@ -7,7 +7,13 @@ from typing import TypeVar
 import psycopg
 from psycopg import Connection, errors
 
-from offload_pipeline.database.connection import Database, is_about_the_rows, server_message, transaction
+from offload_pipeline.database.connection import (
+    HOW_TO_BE_GRANTED,
+    Database,
+    is_about_the_rows,
+    server_message,
+    transaction,
+)
 from offload_pipeline.errors import TransientError, UserError
 
 Result = TypeVar("Result")
@@ -63,5 +69,5 @@ def _as_our_own(error: psycopg.Error) -> TransientError | UserError:
     if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn):
         return UserError(f"{said}; run: offload install")
     if isinstance(error, errors.InsufficientPrivilege):
-        return UserError(f"{said}; grant it, or connect as a role that may")
+        return UserError(f"{said}; {HOW_TO_BE_GRANTED}")
     return TransientError(f"the database failed ({said}); try again")

@@ -9,13 +9,15 @@ from urllib.parse import unquote
 
 from psycopg import Connection, sql
 
-from offload_pipeline.config import TableConfig
+from offload_pipeline.config import DATABASE_VARIABLES, TableConfig
 from offload_pipeline.database.statements import statement
 from offload_pipeline.errors import UserError
 
 PAYLOAD_TYPES = ("jsonb", "json", "text")
 # Of the four triggers the one without which an edit of a payload in storage would be lost.
 GUARD_TRIGGER = "zz_payload_offload_update"
+# In pg_trigger: for the application's own sessions, or for all.
+FIRING_MODES = ("O", "A")
 
 Key = tuple[str, ...]
 """A primary key as PostgreSQL's own text forms, one per column."""
@@ -32,13 +34,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Configuration and catalog of one table. Fragments refer to the table as `t` and to given keys as `k`."""
+    """Configuration and catalog of one table. Fragments refer to the table as `t` and to given keys as `k`.
+
+    `is_guarded`: the trigger that watches over freed payloads is there and fires; `is_guard_disabled`: there alone.
+    """
 
     config: TableConfig
     schema: str
     columns: dict[str, Column]
     kind: str
     is_guarded: bool
+    is_guard_disabled: bool = False
 
     @property
     def name(self) -> str:
@@ -67,20 +73,29 @@ class Table:
 
     @property
     def is_active(self) -> bool:
-        """Whether payloads may move: the trigger that watches over freed ones is there as well."""
+        """Whether payloads may move: the trigger that watches over freed ones fires."""
         return self.is_installed and self.is_guarded
 
     def require_installed(self) -> "Table":
         """The table itself, or the mend."""
         if not self.is_installed:
-            raise UserError(f"{self.name}: pointer columns are missing; run: offload install --table {self.name}")
+            raise UserError(f"{self.name}: pointer columns are missing; {self._installing}")
         return self
 
     def require_active(self) -> "Table":
         """The table itself, or the mend."""
         if not self.require_installed().is_guarded:
-            raise UserError(f"{self.name}: the size trigger is missing; run: offload install --table {self.name}")
+            if self.is_guard_disabled:
+                raise UserError(
+                    f"{self.name}: the size trigger is disabled, so nothing watches over freed payloads; "
+                    f"to enable it, run: offload install --table {self.name}"
+                )
+            raise UserError(f"{self.name}: the size trigger is missing; {self._installing}")
         return self
+
+    @property
+    def _installing(self) -> str:
+        return f"take the table out of offload.yaml, or run: offload install --table {self.name}"
 
     def key_in(self, row: Sequence[Any]) -> Key:
         """The key in a row that begins with `{keys_as_text}` or `{key_names}`."""
@@ -190,6 +205,7 @@ class Table:
             "is_due": self._is_not_waiting("copy", same_version),
             "is_not_waiting": self._is_not_waiting("copy", any_version),
             "is_due_for_release": self._is_not_waiting("release", same_version),
+            "is_not_waiting_for_release": self._is_not_waiting("release", any_version),
             "is_due_for_expiry": self._is_not_waiting("expire", same_version),
         }
 
@@ -235,6 +251,16 @@ class Table:
             "key_names": self._each_key("p.{k}", ", "),
             "key_names_bare": self._each_key("{k}", ", "),
             "key_arrays": self._each_key("{bound}::text[]", ", "),
+            # Whatever its statistics say, the planner can only look the keys up, and evaluates nothing on other rows.
+            "row_of_key": sql.SQL(
+                "(SELECT t.ctid, t.xmin, t.* FROM {relation} AS t WHERE {keys_match} OFFSET 0)"
+            ).format(
+                relation=sql.Identifier(*self.config.schema_and_name),
+                keys_match=self._each_key("t.{column} = k.{k}::{type}", " AND "),
+            ),
+            # For rows that are looked up by key and locked: a form that no partial index answers. The planner takes
+            # one for almost empty where its statistics are old, and would read it whole for every batch.
+            "current_status": sql.SQL("coalesce(t.{}, '')").format(sql.Identifier(pointer.status)),
             "keys_match": self._each_key("t.{column} = k.{k}::{type}", " AND "),
             "keys_match_stored": self._each_key("t.{column} = stored.{k}::{type}", " AND "),
             "keys_match_named": self._each_key("t.{column} = named.{k}::{type}", " AND "),
@@ -269,15 +295,18 @@ def bookkeeping_names(schema: str) -> dict[str, sql.Composable]:
     }
 
 
-def inspect_table(connection: Connection, config: TableConfig, schema: str) -> Table:
-    """Reads the catalog. UserError, one line, for a missing table or column, a view, or an unfit payload type."""
+def inspect_table(connection: Connection, config: TableConfig, schema: str, *, is_embedded: bool = False) -> Table:
+    """Reads the catalog. UserError, one line, for a missing table or column, a view, or an unfit payload type.
+
+    Where the table is missing, the message says which database was looked in; `is_embedded`: ours, for want of a URL.
+    """
     relation = connection.execute(
         statement("install/catalog", "relation"), dict(zip(("schema", "name"), config.schema_and_name, strict=True))
     ).fetchone()
     if relation is None:
         hint = _differing_case(connection, config)
-        where = _where(connection)
-        raise UserError(f"{config.name}: no table {config.relation} in {where}; correct relation, or create it{hint}")
+        where = _where_embedded(connection) if is_embedded else f"{_where(connection)};"
+        raise UserError(f"{config.name}: no table {config.relation} in {where} correct relation, or create it{hint}")
     oid, kind = relation
     if kind not in ("r", "p"):
         raise UserError(f"{config.name}: {config.relation} is no ordinary table; name the table behind it")
@@ -292,12 +321,22 @@ def inspect_table(connection: Connection, config: TableConfig, schema: str) -> T
     if columns[config.payload].type not in PAYLOAD_TYPES:
         raise UserError(f"{config.name}: payload {config.payload} is {columns[config.payload].type}; "
                         "only jsonb, json and text columns can be offloaded")  # fmt: skip
-    triggers = connection.execute(statement("install/catalog", "trigger_names"), {"relation": oid}).fetchall()
-    return Table(config, schema, columns, kind, is_guarded=(GUARD_TRIGGER,) in triggers)
+    modes: dict[str, str] = dict(
+        connection.execute(statement("install/catalog", "trigger_modes"), {"relation": oid}).fetchall()
+    )
+    is_guarded = modes.get(GUARD_TRIGGER) in FIRING_MODES
+    is_guard_disabled = GUARD_TRIGGER in modes and not is_guarded
+    return Table(config, schema, columns, kind, is_guarded=is_guarded, is_guard_disabled=is_guard_disabled)
 
 
 def _where(connection: Connection) -> str:
     return f"database {connection.info.dbname} at {connection.info.host or 'the local socket'}"
+
+
+def _where_embedded(connection: Connection) -> str:
+    """A shell without the variable, more often than a table that is missing."""
+    named = f"neither database.url nor {' nor '.join(DATABASE_VARIABLES)} is set"
+    return f"the embedded PostgreSQL at {connection.info.host}, looked in because {named}; set one,"
 
 
 def _configured_columns(config: TableConfig) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ class LaunchConfig(Config):
             super().__init__(**given)
         except ValidationError as error:
             found = error.errors(include_url=False)[0]
-            name, problem = ".".join(map(str, found["loc"])), found["msg"]
+            name, problem = ".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ")
             description = f"{name}: {problem[0].lower()}{problem[1:]}, not {found['input']!r}; launch it with another"
             raise Failure(description=description, allow_retries=False) from None
 

@@ -10,30 +10,32 @@ from psycopg import Connection, errors, sql
 from offload_pipeline.config import IDENTIFIER_BYTES
 from offload_pipeline.database.ddl import run_concurrently, run_under_short_locks
 from offload_pipeline.database.statements import statement
-from offload_pipeline.database.table import GUARD_TRIGGER, Table, bookkeeping_names
+from offload_pipeline.database.table import FIRING_MODES, Table, bookkeeping_names
 from offload_pipeline.errors import UserError
-from offload_pipeline.install.preflight import check_database, check_name, check_table
+from offload_pipeline.install.ownership import (
+    BOOKKEEPING_FUNCTIONS,
+    FINGERPRINT,
+    TRIGGER_NAMES,
+    CalledFunction,
+    called_function,
+    not_ours,
+    of_triggers,
+    refuse_taken_functions,
+    refuse_taken_relations,
+)
+from offload_pipeline.install.preflight import check_database, check_name, check_table, missing_columns
 
 # A text is at most 6 times its uncompressed jsonb (control characters become \u00xx); json and text are their own text.
 TEXT_PER_STORED_BYTE = {"jsonb": 6, "json": 1, "text": 1}
 # A key and its URL, the longest that stores take, three times over.
 LARGEST_REFERENCE_BYTES = 8192
-POINTER_DDL = {"status": "text", "size": "bigint", "object_key": "text", "hash": "text", "stored_at": "timestamptz"}
-# Fires after the application's own BEFORE triggers, which run in the order of their names.
-TRIGGER_NAMES = (
-    "zz_payload_offload_insert",
-    GUARD_TRIGGER,
-    "zz_payload_offload_move",
-    "zz_payload_offload_whole",
-)
 # What each of the queue's indexes is for, by the ending of its name.
 INDEX_TITLES = ("unseen", "pending", "copied", "stored")
-# What the comments of our triggers and functions begin with.
-_FINGERPRINT = "offload_pipeline "
 # `get_activity_payload(id)` beside `get_activities_payload(id)`: a name existing applications call.
 FUNCTION_ALIASES = {"activities": "activity"}
 # Its functions have the plain name as well, whatever other tables there are.
 PLAIN_NAMES_FOR = "activities"
+PLAIN_MOVE = "move_payload_to_storage"
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,10 @@ def plan_all(
 
 
 def plan_bookkeeping(connection: Connection, schema: str) -> Iterator[Step]:
-    """The tables and functions that all tables share."""
+    """The tables and functions that all tables share. Raises UserError where something else goes by their names."""
     check_database(connection, schema)
+    refuse_taken_relations(connection, schema)
+    refuse_taken_functions(connection, schema, BOOKKEEPING_FUNCTIONS)
     names = bookkeeping_names(schema) | {
         "refuse_change": sql.Identifier(schema, "payload_offload_refuse_change"),
         "calculate_payload_size": sql.Identifier(schema, "calculate_payload_size"),
@@ -94,6 +98,7 @@ def plan_table(connection: Connection, table: Table, store_url: str, *, is_only:
     """
     check_table(connection, table)
     check_name(connection, table, trigger_functions(table)[0])
+    refuse_taken_functions(connection, table.schema, of_triggers(*trigger_functions(table)))
     names = _install_names(table, store_url)
     if statements := [*_columns(connection, table, names), *_triggers(connection, table, names)]:
         yield Step(f"{table.name}: pointer columns and size trigger", tuple(statements))
@@ -167,10 +172,8 @@ def _is_reference(table: Table, store_url: str) -> sql.Composable:
 
 def _columns(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composed]:
     pointer = table.config.columns.model_dump()
-    missing = [(column, POINTER_DDL[field]) for field, column in pointer.items() if column not in table.columns]
-    if missing:
-        added = [sql.SQL("ADD COLUMN {} " + type_).format(sql.Identifier(name)) for name, type_ in missing]
-        yield statement("install/table", "add_columns", names | {"columns": sql.SQL(", ").join(added)})
+    if not table.is_installed:
+        yield statement("install/table", "add_columns", names | {"columns": missing_columns(table)})
     default = connection.execute(
         statement("install/catalog", "column_default"), _of(table, connection, pointer["status"])
     ).fetchone() if pointer["status"] in table.columns else None  # fmt: skip
@@ -180,7 +183,11 @@ def _columns(connection: Connection, table: Table, names: dict[str, sql.Composab
 
 def _triggers(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[sql.Composed]:
     functions = [statement("install/table", name, names) for name in ("trigger_function", "pointer_function")]
+    modes: dict[str, str] = dict(
+        connection.execute(statement("install/catalog", "trigger_modes"), _of(table, connection, "")).fetchall()
+    )
     stale: list[sql.Composed] = []
+    disabled: list[sql.Composed] = []
     for name, kind in zip(
         TRIGGER_NAMES, ("insert_trigger", "update_trigger", "move_trigger", "pointer_trigger"), strict=True
     ):
@@ -193,48 +200,70 @@ def _triggers(connection: Connection, table: Table, names: dict[str, sql.Composa
                 create,
                 statement("install/table", "comment_on_trigger", trigger | {"fingerprint": sql.Literal(wanted)}),
             ]
+        if modes.get(name, "O") not in FIRING_MODES:
+            disabled.append(statement("install/table", "enable_trigger", trigger))
     if stale:
         yield from (*functions, *stale)
+    yield from disabled
 
 
 def _functions(
     connection: Connection, table: Table, names: dict[str, sql.Composable], *, is_only: bool
 ) -> list[sql.Composed]:
     statements: list[sql.Composed] = []
-    for kind, name, arguments in _function_names(table, is_only=is_only):
+    for kind, name, arguments in _function_names(table):
         called = sql.Identifier(table.schema, name)
         signature = sql.SQL(f"{{}}({{}}{arguments})").format(called, names["arguments"])
         create = statement("install/table", kind, names | {"called": called})
         wanted = _fingerprint([create], connection)
-        found = connection.execute(
-            statement("install/catalog", "function_description"), {"signature": signature.as_string(connection)}
-        ).fetchone()
-        if found is None or found[0] != wanted:
-            comment = {"called": signature, "fingerprint": sql.Literal(wanted)}
-            statements += [
-                *_in_the_way(table, signature.as_string(connection), found), create,
-                statement("install/table", "comment_on_function", comment),
-            ]  # fmt: skip
+        found = called_function(connection, table, signature.as_string(connection))
+        if not _is_wanted(table, name, found, is_only=is_only) or (found and found.comment == wanted):
+            continue
+        comment = {"called": signature, "fingerprint": sql.Literal(wanted)}
+        statements += [
+            *_in_the_way(table, signature.as_string(connection), found), create,
+            statement("install/table", "comment_on_function", comment),
+        ]  # fmt: skip
     return statements
 
 
-def _in_the_way(table: Table, signature: str, found: tuple[str, str] | None) -> Iterator[sql.Composed]:
-    """A function cannot be replaced by one that returns another type: ours, of another table or time, makes room."""
-    if found is None or found[1] == table.payload_type:
+def _is_wanted(table: Table, name: str, found: CalledFunction | None, *, is_only: bool) -> bool:
+    """A name that tables share stays with the installed one that had it first."""
+    if found and found.is_ours and found.other_table and name in (PLAIN_MOVE, _alias(table)):
+        return False
+    if name != PLAIN_MOVE or is_only or _folded(table) == PLAIN_NAMES_FOR:
+        return True
+    return found is not None and found.is_ours and found.reads_this_table
+
+
+def _in_the_way(table: Table, signature: str, found: CalledFunction | None) -> Iterator[sql.Composed]:
+    """One of ours that returns another type makes room, as it cannot be replaced. UserError for others."""
+    if found is None:
         return
-    if not found[0].startswith(_FINGERPRINT):
-        raise UserError(f"{table.name}: there is another function {signature}, returning {found[1]}; rename or drop it")
-    yield statement("install/uninstall", "drop_function", {"function": sql.SQL(signature)})
+    if not found.is_ours:
+        raise not_ours(signature)
+    if found.other_table:
+        raise UserError(
+            f"{table.name}: the function {signature} is that of the table {found.other_table}; "
+            "give the newer one another name"
+        )
+    if found.result != table.payload_type:
+        yield statement("install/uninstall", "drop_function", {"function": sql.SQL(signature)})
 
 
-def _function_names(table: Table, *, is_only: bool) -> Iterator[tuple[str, str, str]]:
-    """Statement, name, and what follows the primary key in its arguments."""
+def _function_names(table: Table) -> Iterator[tuple[str, str, str]]:
+    """Statement, name, and what follows the primary key in its arguments; shared names as well."""
     title = _folded(table)
-    for one in filter(None, (title, FUNCTION_ALIASES.get(title))):
-        yield "get_payload", _bounded(f"get_{one}", "_payload"), ""
+    yield "get_payload", _bounded(f"get_{title}", "_payload"), ""
+    if alias := _alias(table):
+        yield "get_payload", alias, ""
     yield "move_to_storage", _bounded(f"move_{title}", "_payload_to_storage"), ", text"
-    if is_only or title == PLAIN_NAMES_FOR:
-        yield "move_to_storage", "move_payload_to_storage", ", text"
+    yield "move_to_storage", PLAIN_MOVE, ", text"
+
+
+def _alias(table: Table) -> str | None:
+    one = FUNCTION_ALIASES.get(_folded(table))
+    return one and _bounded(f"get_{one}", "_payload")
 
 
 def _indexes(connection: Connection, table: Table, names: dict[str, sql.Composable]) -> Iterator[Step]:
@@ -254,6 +283,8 @@ def _indexes(connection: Connection, table: Table, names: dict[str, sql.Composab
         found = connection.execute(statement("install/catalog", "index_state"), _of(table, connection, name)).fetchone()
         if found and found[0]:
             continue
+        if not found:
+            _refuse_taken_index(connection, table, name)
         create = statement("install/table", "create_index", names | {
             "index": sql.Identifier(name),
             "columns": sql.SQL(", ").join(map(sql.Identifier, columns)),
@@ -267,6 +298,12 @@ def _indexes(connection: Connection, table: Table, names: dict[str, sql.Composab
             (drop, create) if found else (create,),
             concurrently=True,
         )
+
+
+def _refuse_taken_index(connection: Connection, table: Table, name: str) -> None:
+    schema = table.config.schema_and_name[0]
+    if connection.execute(statement("install/catalog", "relation"), {"schema": schema, "name": name}).fetchone():
+        raise UserError(f"{table.name}: {schema}.{name} is there already and not ours; rename it")
 
 
 def _including(columns: list[str]) -> sql.Composable:
@@ -283,9 +320,9 @@ def trigger_functions(table: Table) -> tuple[str, str]:
     return _bounded(_folded(table), "_payload_offload"), _bounded(_folded(table), "_payload_offload_pointer")
 
 
-def called_functions(table: Table, *, is_only: bool) -> list[str]:
-    """The names of the functions that applications call."""
-    return [name for _, name, _ in _function_names(table, is_only=is_only)]
+def called_functions(table: Table) -> list[str]:
+    """The names of the functions that applications call, shared names as well."""
+    return [name for _, name, _ in _function_names(table)]
 
 
 def index_name(table: Table, title: str) -> str:
@@ -313,7 +350,7 @@ def _bounded(beginning: str, ending: str) -> str:
 
 def _fingerprint(statements: list[sql.Composed], connection: Connection) -> str:
     text = "\n".join(item.as_string(connection) for item in statements)
-    return f"{_FINGERPRINT}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{FINGERPRINT}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 # One at a time: two installs would build the same index twice. The server may still be busy ending a command before.

@@ -6,6 +6,7 @@ from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Table
 from offload_pipeline.errors import UserError
 
+POINTER_DDL = {"status": "text", "size": "bigint", "object_key": "text", "hash": "text", "stored_at": "timestamptz"}
 # Types the pointer columns may have where the table brings its own.
 POINTER_TYPES = {
     "status": ("text", "character varying"),
@@ -32,18 +33,34 @@ def check_table(connection: Connection, table: Table) -> None:
     relation = table.names()["relation"].as_string(connection)
     is_partition = _check_privileges(connection, table, relation)
     if table.kind == "p":
+        adding = "" if table.is_installed else f"{adding_columns(connection, table, relation)}, then "
         raise UserError(
-            f"{table.name}: {relation} is partitioned; add the five pointer columns to it, "
-            "and name one of its partitions as relation"
+            f"{table.name}: {relation} is partitioned, and its partitions are offloaded one by one; "
+            f"{adding}name one of them as relation"
         )
-    _check_key(connection, table, relation)
+    check_key(connection, table)
     _check_columns(table)
     _check_dependents(connection, table, relation)
     if is_partition and not table.is_installed:
+        root = connection.execute(statement("install/catalog", "partition_root"), {"relation": relation}).fetchone()
+        assert root is not None  # noqa: S101 - a partition has one
         raise UserError(
             f"{table.name}: {relation} is a partition, to which columns cannot be added; "
-            "add the five pointer columns to the table it is part of"
+            f"{adding_columns(connection, table, root[0])}"
         )
+
+
+def adding_columns(connection: Connection, table: Table, relation: str) -> str:
+    """The statement that gives a partitioned table, and with it all its partitions, the columns that still lack."""
+    return f"ALTER TABLE {relation} {missing_columns(table).as_string(connection)}"
+
+
+def missing_columns(table: Table) -> sql.Composed:
+    """`ADD COLUMN …, ADD COLUMN …`; empty where none is missing."""
+    pointer = table.config.columns.model_dump()
+    missing = [(column, POINTER_DDL[field]) for field, column in pointer.items() if column not in table.columns]
+    added = [sql.SQL("ADD COLUMN {} " + type_).format(sql.Identifier(name)) for name, type_ in missing]
+    return sql.SQL(", ").join(added)
 
 
 def check_name(connection: Connection, table: Table, function: str) -> None:
@@ -78,7 +95,9 @@ def _check_privileges(connection: Connection, table: Table, relation: str) -> bo
     return bool(is_partition)
 
 
-def _check_key(connection: Connection, table: Table, relation: str) -> None:
+def check_key(connection: Connection, table: Table) -> None:
+    """Refuses a table whose rows the configured primary key does not tell apart."""
+    relation = table.names()["relation"].as_string(connection)
     unique = connection.execute(statement("install/catalog", "unique_keys"), {"relation": relation}).fetchall()
     if not unique:
         raise UserError(f"{table.name}: {relation} has no primary key; add one: its rows cannot be told apart")

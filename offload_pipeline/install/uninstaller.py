@@ -7,11 +7,10 @@ from psycopg import Connection, errors, sql
 
 from offload_pipeline.database.connection import server_message, transaction
 from offload_pipeline.database.statements import statement
-from offload_pipeline.database.table import Key, Table
+from offload_pipeline.database.table import GUARD_TRIGGER, Key, Table
 from offload_pipeline.errors import TransientError, UserError
 from offload_pipeline.install.installer import (
     INDEX_TITLES,
-    TRIGGER_NAMES,
     Step,
     called_functions,
     index_name,
@@ -19,6 +18,7 @@ from offload_pipeline.install.installer import (
     run,
     trigger_functions,
 )
+from offload_pipeline.install.ownership import TRIGGER_NAMES, of_triggers, other_table
 
 # Of the table's key order; the locks last for the update alone.
 PAGE_ROWS = 1000
@@ -35,26 +35,24 @@ class PagedStep(Step):
         return f"{super().as_script(connection)}\n-- and so on, behind the last key of each page"
 
 
-def plan_uninstall_all(
-    connection: Connection, tables: Sequence[Table], *, drop_columns: bool, is_only: bool = False
-) -> list[Step]:
-    """Every step that is left to do; all tables are examined before the first step runs. `is_only`: as for install.
+def plan_uninstall_all(connection: Connection, tables: Sequence[Table], *, drop_columns: bool) -> list[Step]:
+    """Every step that is left to do; all tables are examined before the first step runs.
 
     Raises UserError, with the count and the mend, where payloads are only in object storage.
     """
-    plans = (plan_uninstall(connection, table, drop_columns=drop_columns, is_only=is_only) for table in tables)
+    plans = (plan_uninstall(connection, table, drop_columns=drop_columns) for table in tables)
     return [step for plan in plans for step in plan]
 
 
-def plan_uninstall(
-    connection: Connection, table: Table, *, drop_columns: bool, is_only: bool = False
-) -> Iterator[Step]:
+def plan_uninstall(connection: Connection, table: Table, *, drop_columns: bool) -> Iterator[Step]:
     """The steps for one table. Pointer columns and bookkeeping stay unless `drop_columns`."""
     _refuse_half_a_pointer(table, drop_columns=drop_columns)
+    if drop_columns:
+        _refuse_inherited_columns(connection, table)
     _refuse_rows_in_storage(connection, table)
     names = _names(table)
     drops_columns = drop_columns and _has_any_pointer_column(table)
-    functions = _functions(connection, table, is_only=is_only)
+    functions = _functions(connection, table)
     drops = [*_triggers(connection, table, names), *functions, *_default(connection, table, names)]
     if drops_columns and table.is_installed:
         yield from plan_stored_index(connection, table)
@@ -88,12 +86,24 @@ def carry_out(connection: Connection, step: Step) -> None:
 
 def _refuse_half_a_pointer(table: Table, *, drop_columns: bool) -> None:
     """Under other names than configured, the columns may name what is in storage, and nobody would look."""
-    is_touched = table.is_guarded or (drop_columns and _has_any_pointer_column(table))
+    is_touched = table.is_guarded or table.is_guard_disabled or (drop_columns and _has_any_pointer_column(table))
     if is_touched and not table.is_installed:
         missing = next(name for name in table.config.columns.model_dump().values() if name not in table.columns)
         raise UserError(
             f"{table.name}: the pointer column {missing} is missing, so nothing tells which payloads are in storage; "
             "correct columns in offload.yaml, or run: offload install"
+        )
+
+
+def _refuse_inherited_columns(connection: Connection, table: Table) -> None:
+    present = [name for name in table.config.columns.model_dump().values() if name in table.columns]
+    relation = table.names()["relation"].as_string(connection)
+    root = connection.execute(statement("install/catalog", "partition_root"), {"relation": relation}).fetchone()
+    if root and present:
+        dropped = ", ".join(f"DROP COLUMN {sql.Identifier(name).as_string(connection)}" for name in present)
+        raise UserError(
+            f"{table.name}: its pointer columns are those of the partitioned table {root[0]}; omit --drop-columns; "
+            f"once every partition is uninstalled: ALTER TABLE {root[0]} {dropped}"
         )
 
 
@@ -142,13 +152,19 @@ def _triggers(connection: Connection, table: Table, names: dict[str, sql.Composa
             yield statement("install/uninstall", "drop_trigger", names | {"trigger": sql.Identifier(name)})
 
 
-def _functions(connection: Connection, table: Table, *, is_only: bool) -> Iterator[sql.Composed]:
+def _functions(connection: Connection, table: Table) -> Iterator[sql.Composed]:
+    behind_triggers = of_triggers(*trigger_functions(table))
     wanted = {
         "schema": table.schema,
-        "trigger_functions": list(trigger_functions(table)),
-        "called_functions": called_functions(table, is_only=is_only),
+        "relation": table.names()["relation"].as_string(connection),
+        "guard": GUARD_TRIGGER,
+        "triggers": list(TRIGGER_NAMES),
+        "trigger_functions": [one.name for one in behind_triggers],
+        "marks": [one.mark for one in behind_triggers],
+        "called_functions": called_functions(table),
     }
-    for name, arguments in connection.execute(statement("install/uninstall", "our_functions"), wanted).fetchall():
+    ours = statement("install/uninstall", "our_functions", {"other_table": other_table()})
+    for name, arguments in connection.execute(ours, wanted).fetchall():
         signature = sql.SQL("{}({})").format(sql.Identifier(table.schema, name), sql.SQL(arguments))
         yield statement("install/uninstall", "drop_function", {"function": signature})
 

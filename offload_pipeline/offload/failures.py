@@ -20,11 +20,12 @@ MESSAGE_CHARACTERS = 1000
 
 @dataclass(frozen=True)
 class Failure:
-    """One row that did not succeed at one stage."""
+    """One row that did not succeed at one stage; `is_queued_again`: what mends it is under way, whatever the error."""
 
     key: Key
     row_version: str | None
     error: Exception
+    is_queued_again: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def record_failures(connection: Connection, partition: Partition, stage: Stage, 
                 "stage": stage,
                 "error_class": type(failure.error).__name__,
                 "message": str(failure.error).strip()[:MESSAGE_CHARACTERS],
-                "permanent": isinstance(failure.error, PermanentError),
+                "permanent": isinstance(failure.error, PermanentError) and not failure.is_queued_again,
                 "row_version": failure.row_version,
                 # An outage is not the row's doing: it never uses up the row's attempts.
                 "counts": 0 if isinstance(failure.error, StoreUnavailableError) else 1,

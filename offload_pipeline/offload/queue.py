@@ -25,8 +25,22 @@ class PendingTenant:
 
 
 @dataclass(frozen=True)
+class CopiedTenant:
+    """Copies whose payload is still in the row, of one tenant (None: its column is NULL).
+
+    `rows_verified` of them have passed the gate; `rows_releasable` of those, release_delay over, a pass would free.
+    """
+
+    tenant: str | None
+    rows: int
+    payload_bytes: int
+    rows_verified: int
+    rows_releasable: int
+
+
+@dataclass(frozen=True)
 class PartitionState:
-    """A line of `payload_offload_state`."""
+    """A line of `payload_offload_state`: what was done so far, restored and rewritten payloads included."""
 
     tenant: str
     rows_copied: int
@@ -64,6 +78,20 @@ def unreleased_by_tenant(connection: Connection, table: Table, max_attempts: int
     return [PendingTenant(*row) for row in rows]
 
 
+def copied_by_tenant(connection: Connection, table: Table, max_attempts: int) -> list[CopiedTenant]:
+    """What is in the store and in the row as well; nothing of a table that keeps its payloads is to be released."""
+    with transaction(connection):
+        rows = connection.execute(
+            statement("offload/queue", "copied_by_tenant", table.names()),
+            {"table": table.name, "max_attempts": max_attempts, "release_delay": table.config.release_delay},
+        ).fetchall()
+    is_kept = table.config.after_copy == "keep"
+    return [
+        CopiedTenant(tenant, count, size, verified or 0, 0 if is_kept else releasable or 0)
+        for tenant, count, size, verified, releasable in rows
+    ]
+
+
 def tenants_having(connection: Connection, table: Table, status: str | None) -> list[str]:
     """The tenants with rows of this status (None: older than the trigger); the one of a table that has but one."""
     if table.config.tenant.value is not None:
@@ -74,6 +102,30 @@ def tenants_having(connection: Connection, table: Table, status: str | None) -> 
             statement("offload/queue", "tenants_having", table.names() | {"has_status": has_status})
         )
         return [tenant for (tenant,) in rows]
+
+
+def tenants_with_work(connection: Connection, table: Table, max_attempts: int) -> set[str]:
+    """The tenants that a pass over the queue would do anything for; `keep` leaves verified copies as they are."""
+    if table.config.after_copy == "keep":
+        found = copied_by_tenant(connection, table, max_attempts)
+        copied = [one.tenant for one in found if one.rows > one.rows_verified and one.tenant is not None]
+    else:
+        copied = _tenants_with(connection, table, "copied")
+    with transaction(connection):
+        rows = connection.execute(
+            statement("offload/failures", "tenants_having_open", table.names()), {"table": table.name}
+        ).fetchall()
+    return {*_tenants_with(connection, table, "pending_move"), *copied, *(tenant for (tenant,) in rows)}
+
+
+def _tenants_with(connection: Connection, table: Table, status: str) -> list[str]:
+    """As `tenants_having`, and none for a table of one tenant without such a row."""
+    if table.config.tenant.value is not None:
+        names = table.names() | {"has_status": sql.SQL("= {}").format(sql.Literal(status))}
+        with transaction(connection):
+            if connection.execute(statement("offload/queue", "has_status", names)).fetchone() == (False,):
+                return []
+    return tenants_having(connection, table, status)
 
 
 def known_tenants(connection: Connection, table: Table) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import islice, takewhile
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
@@ -24,6 +24,7 @@ from offload_pipeline.errors import (
     PayloadExpiredError,
     PermanentError,
     RowNotFoundError,
+    UserError,
 )
 from offload_pipeline.offload.claims import Partition, require_same_store
 from offload_pipeline.offload.stored import NamedObject, read_payload
@@ -112,7 +113,7 @@ class PayloadReader:
 
         Works page by page as it is consumed: one statement for the rows of up to 200 keys, their objects in threads. In
         memory are at most 32 MiB of payloads and one payload more, whatever the number of keys. Raises UserError for a
-        table that cannot be or a key with the wrong number of parts, TransientError when the database fails.
+        table that cannot be, TransientError when the database fails.
         """
         found, rest = self._table(table), iter(keys)
         with ThreadPoolExecutor(self._pipeline.config.offload.store_threads, "read") as threads:
@@ -151,11 +152,19 @@ class PayloadReader:
     def _read_page(
         self, table: Table, page: list[GivenKey], threads: ThreadPoolExecutor
     ) -> Iterator[tuple[GivenKey, ReadPayload | OffloadError]]:
-        keys = [table.key_of(key) for key in page]
-        while keys:
+        rest = [(given, _key_or_error(table, given)) for given in page]
+        while rest:
+            given, first = rest[0]
+            if isinstance(first, UserError):
+                yield given, first
+                rest = rest[1:]
+                continue
+            sound = takewhile(lambda one: not isinstance(one[1], UserError), rest)
+            keys = [key for _, key in sound if not isinstance(key, UserError)]
             rows = self._look(table, keys)
-            yield from zip(page, threads.map(lambda key, row: self._payload(table, key, row), keys, rows), strict=False)
-            page, keys = page[len(rows) :], keys[len(rows) :]
+            found = threads.map(lambda key, row: self._payload(table, key, row), keys, rows)
+            yield from zip((given for given, _ in rest), found, strict=False)
+            rest = rest[len(rows) :]
 
     def _look(self, table: Table, keys: list[Key]) -> Sequence[_Row | OffloadError]:
         """The rows of the first of these keys, as many as fit into a page; one at least."""
@@ -202,6 +211,14 @@ class PayloadReader:
         except PermanentError as elsewhere:
             return elsewhere
         return missing
+
+
+def _key_or_error(table: Table, given: object) -> Key | UserError:
+    """What can be no key is that entry's error, and no reason to withhold the others."""
+    try:
+        return table.key_of(given)
+    except UserError as error:
+        return error
 
 
 def _fetch(connection: Connection, table: Table, keys: list[Key]) -> Sequence[_Row | OffloadError]:

@@ -203,7 +203,7 @@ class _Releaser:
             named = {table.key_in(row): table.after_key(row)[0] for row in rows}
             requeue(self._connection, self._partition, named)
             error = ObjectDamagedError("payload and pointer disagree: one was written past the trigger; queued again")
-            failures = [Failure(table.key_in(row), row[-1], error) for row in rows]
+            failures = [Failure(table.key_in(row), row[-1], error, is_queued_again=True) for row in rows]
             record_failures(self._connection, self._partition, "release", failures)
         self._result.rows_failed += len(rows)
 

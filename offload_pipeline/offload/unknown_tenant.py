@@ -30,6 +30,14 @@ def refuse_unknown_tenant(
     raise UserError(f"no tenant {tenant!r} in {', '.join(table.name for table in tables)}; {hint}")
 
 
+def was_erased(connection: Connection, tables: Sequence[Table], tenant: str) -> bool:
+    """Whether the audit log of one of the tables has an erasure of this tenant; also where it is too long to tell."""
+    try:
+        return any(_says(connection, "was_erased", table, tenant) for table in tables)
+    except psycopg.errors.QueryCanceled:
+        return True
+
+
 def _is_known(connection: Connection, table: Table, tenant: str) -> bool:
     if table.config.tenant.value is not None:
         return tenant == table.config.tenant.value

@@ -83,6 +83,15 @@ class ErasureResult:
     stopped_by: OffloadError | None = None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether neither rows nor objects of the tenant were found."""
+        found = sum(
+            one.rows_in_storage + one.rows_copied + one.rows_holding + one.rows_erased + one.objects
+            for one in self.tables.values()
+        )
+        return not found and not self.listed.listed
+
+    @property
     def is_complete(self) -> bool:
         """Whether nothing is left that a repetition would take up."""
         left = sum(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from psycopg import Connection
 
+from offload_pipeline.database.rights import require_rights
 from offload_pipeline.database.table import Table
 from offload_pipeline.errors import UserError
 from offload_pipeline.offload.claims import Partition
@@ -43,6 +44,9 @@ class Retention:
         self, partition: Partition, run_id: str, *, delete: bool, progress: Progress = no_progress
     ) -> ExpiryResult:
         """Gives up the payloads past their retention."""
+        if delete:
+            with self.pipeline.connect() as connection:
+                require_rights(connection, [partition.table])
         options = ExpiryOptions(delete, self.pipeline.config.offload.max_attempts)
         return expire_partition(self.pipeline.database, partition, options, run_id, progress)
 
@@ -55,7 +59,7 @@ class Retention:
             listed = ListedObjects(self.tables(connection, table), tenant, pipeline.config.retention.grace)
             if not delete:
                 return count_listed(connection, listed)
-            tables = self._installed(connection)
+            tables = self._installed(connection, writing=True)
         threads = pipeline.config.offload.store_threads
         return delete_listed(pipeline.database, pipeline.store, tables, listed, EXPIRED_OBJECTS_ACTION, threads, run_id)
 
@@ -70,7 +74,7 @@ class Retention:
         with pipeline.connect() as connection:
             if table is not None:
                 pipeline.table(connection, table)
-            tables = self._installed(connection)
+            tables = self._installed(connection, writing=delete)
         scope = Scope(tables, table, tenant)
         return collect_garbage(pipeline.database, pipeline.store, tables, scope, options, run_id, progress)
 
@@ -78,7 +82,7 @@ class Retention:
         """Erases everything that the store has of one tenant."""
         pipeline = self.pipeline
         with pipeline.connect() as connection:
-            tables = self._installed(connection)
+            tables = self._installed(connection, writing=delete)
         options = ErasureOptions(delete, pipeline.config.offload.store_threads)
         return erase_tenant(pipeline.database, pipeline.store, tables, tenant, options, run_id, progress)
 
@@ -86,9 +90,10 @@ class Retention:
         """The named table, or all that are installed. UserError where none is."""
         return self._installed(connection) if table is None else self.pipeline.tables(connection, table)
 
-    def _installed(self, connection: Connection) -> list[Table]:
+    def _installed(self, connection: Connection, *, writing: bool = False) -> list[Table]:
         """The configured tables that may have objects; those of the others would all look orphaned, so are foreign."""
         installed = self.pipeline.installed_tables(connection)
         if not installed:
             raise UserError("no table of offload.yaml is installed; run: offload install")
+        require_rights(connection, installed, writing=writing)
         return installed

@@ -48,6 +48,7 @@ _STATUS = re.compile(r"status code: (\d{3})")
 # Without a status there was no whole answer; the library says in its debug output alone what came instead.
 _NO_ANSWER = re.compile(r"HttpError \{\s*kind: (\w+)")
 _SERVER = re.compile(r"\w+://[^/\s]+")
+_HOW_TO_BE_LET_IN = "check the bucket's name, the credentials in the environment, and that they may put and get objects"
 # Answers that will not change however often the same request is sent.
 _PERMANENT_STATUS = {"400", "405", "411", "413", "414", "416", "501"}
 # S3 answers 400 also for what is no fault of the object: a slow or cut upload passes, and credentials or a region
@@ -165,7 +166,8 @@ class ObjectStore:
         if self._folder is not None:
             raise UserError(f"{self.url} is a folder, which has no addresses; read the payload instead")
         if not timedelta(seconds=1) <= expires_in <= LONGEST_URL_LIFE:
-            raise UserError(f"an address lasts from one second to 7 days, not {expires_in}; give another time")
+            hours = f"{expires_in.total_seconds() / 3600:,g}"
+            raise UserError(f"an address lasts from one second to 7 days, not {hours} h; give another time")
         with self._translated(key):
             return obstore.sign(self._store, "GET", key, expires_in)
 
@@ -175,11 +177,10 @@ class ObjectStore:
             self.put(PROBE_KEY, b"probe")
             if self.get(PROBE_KEY) != b"probe":
                 raise UserError(f"{self.url}: the store gave back other bytes than were stored; do not use it")
-        except (StoreDeniedError, ObjectMissingError) as error:
-            raise UserError(
-                f"{self.url}: {error}; check the bucket's name, the credentials in the environment, "
-                "and that they may put and get objects"
-            ) from None
+        except StoreDeniedError as error:
+            raise UserError(str(error)) from None
+        except ObjectMissingError as error:
+            raise UserError(f"{self.url}: {error}; {_HOW_TO_BE_LET_IN}") from None
         except PermanentError as error:
             raise UserError(f"{self.url}: {error}; check object_store in offload.yaml") from None
         except StoreUnavailableError as error:
@@ -192,7 +193,10 @@ class ObjectStore:
         except OffloadError:
             raise
         except (OSError, exceptions.BaseError) as error:
-            raise _as_our_own(error, key) from error
+            ours = _as_our_own(error, key)
+            if isinstance(ours, StoreDeniedError):
+                ours = StoreDeniedError(f"{self.url}: {ours}; {_HOW_TO_BE_LET_IN}")
+            raise ours from error
 
 
 def _as_our_own(error: Exception, key: str) -> OffloadError:

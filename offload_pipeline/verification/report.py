@@ -1,6 +1,6 @@
 """What a table looks like: its rows by state, how much of it is in storage, what failed. Cheap on any table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -23,8 +23,10 @@ class TableReport:
     """One table as it stands. `estimated` names the numbers that were not counted; None: not known.
 
     Shares are between 0 and 1: of all rows, and of the payload bytes that were ever measured (pending, copied, in
-    storage). Averages are over everything copied so far. `rows_never_seen` are older than the trigger;
-    `rows_never_scanned` are those of them that no backfill has looked at yet, counted up to 100,001. Sizes are on disk.
+    storage, and held after a restore; not the last where `rows_held` is None: there they are not counted). What is in
+    storage is weighed by the average. Averages are over everything copied so far. `rows_never_seen` are older than the
+    trigger; `rows_never_scanned` are those of them that no backfill has looked at yet, counted up to 100,001. Sizes are
+    on disk.
     """
 
     table: str
@@ -32,6 +34,7 @@ class TableReport:
     rows_pending: int | None
     rows_copied: int | None
     rows_in_storage: int | None
+    rows_held: int | None
     rows_never_seen: int | None
     rows_never_scanned: int
     offloaded_share_of_rows: float | None
@@ -53,7 +56,7 @@ class TableReport:
 def report_table(connection: Connection, table: Table, max_attempts: int) -> TableReport:
     """Reads the catalog, the bookkeeping, and a few megabytes at most of the table and of each of its indexes."""
     with transaction(connection):
-        sizes, rows = _sizes(connection, table)
+        sizes, rows, held = _sizes(connection, table)
         states = _states(connection, table)
         done = _done(connection, table)
     failures = count_open(connection, table, max_attempts)
@@ -66,10 +69,11 @@ def report_table(connection: Connection, table: Table, max_attempts: int) -> Tab
         rows_pending=pending.rows,
         rows_copied=copied.rows,
         rows_in_storage=stored.rows,
+        rows_held=held.rows,
         rows_never_seen=never_seen.rows,
         rows_never_scanned=sum(never_scanned(connection, table).values()),
         offloaded_share_of_rows=_share(stored.rows, rows.rows),
-        offloaded_share_of_bytes=_share_of_bytes(payload, stored, pending, copied),
+        offloaded_share_of_bytes=_share_of_bytes(payload, stored, pending, copied, held),
         average_payload_bytes=payload,
         average_object_bytes=_mean(done.object_bytes, done.rows),
         heap_bytes=sizes.heap_bytes,
@@ -94,6 +98,13 @@ def never_scanned(connection: Connection, table: Table) -> dict[str, int]:
             {"table": table.name, "most_rows": MOST_NEVER_SCANNED + 1},
         ).fetchall()
     return dict(rows)
+
+
+def rows_in_storage(connection: Connection, table: Table) -> tuple[int | None, bool]:
+    """How many rows have their payload in storage alone (None: not known), and whether they were counted."""
+    with transaction(connection):
+        found = _states(connection, table, ("in_storage",))["in_storage"]
+    return found.rows, found.is_counted
 
 
 class _Count(NamedTuple):
@@ -130,18 +141,22 @@ _STATES = (
 )
 
 
-def _sizes(connection: Connection, table: Table) -> tuple[_Sizes, _Count]:
+def _sizes(connection: Connection, table: Table) -> tuple[_Sizes, _Count, _Count]:
+    """Bytes on disk, all rows, and those held after a restore: no index leads to these, so only few are counted."""
     *sizes, main_bytes, estimate = _one(connection, "sizes", table, {}, _relation(connection, table))
     if main_bytes > COUNTED_BYTES:
-        return _Sizes(*sizes), _Count(estimate, is_counted=False)
-    return _Sizes(*sizes), _Count(_one(connection, "count_rows", table)[0], is_counted=True)
+        return _Sizes(*sizes), _Count(estimate, is_counted=False), _Count(None, is_counted=False, payload_bytes=0)
+    rows, held, held_bytes = _one(connection, "count_rows", table)
+    return _Sizes(*sizes), _Count(rows, is_counted=True), _Count(held, is_counted=True, payload_bytes=held_bytes)
 
 
-def _states(connection: Connection, table: Table) -> dict[str, _Count]:
+def _states(connection: Connection, table: Table, only: Sequence[str] = ()) -> dict[str, _Count]:
     rows = connection.execute(statement("verification/report", "index_sizes"), _relation(connection, table)).fetchall()
     indexes = {title: (main_bytes, estimate) for title, main_bytes, estimate in rows}
     found = {}
     for name, title, condition, has_sizes in _STATES:
+        if only and name not in only:
+            continue
         main_bytes, estimate = indexes.get(title, (None, None))
         if main_bytes is None or main_bytes > COUNTED_BYTES:
             found[name] = _Count(estimate, is_counted=False)

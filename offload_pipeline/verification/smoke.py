@@ -14,7 +14,7 @@ import psycopg
 from psycopg import Connection, errors
 
 from offload_pipeline.config import Config, packaged_config_path
-from offload_pipeline.database.connection import Database, bound_statements, server_message, transaction
+from offload_pipeline.database.connection import Database, bound_statements, plan_freely, server_message, transaction
 from offload_pipeline.database.statements import sql_folder
 
 # A query that takes longer answers no user either.
@@ -125,6 +125,7 @@ def _first_row(connection: Connection, query: str) -> tuple[Any, ...] | None:
     row: tuple[Any, ...] | None = None
     with contextlib.suppress(psycopg.Rollback), transaction(connection):
         bound_statements(connection, SMOKE_LIMIT)
+        plan_freely(connection)
         with connection.cursor() as cursor:
             row = next(cursor.stream(query.encode()), None)
         raise psycopg.Rollback

@@ -39,6 +39,35 @@ def test_what_is_not_installed_is_found(offload: Command, connection: psycopg.Co
     assert result(answer, "object store")[0] == "passed"
 
 
+def test_rows_that_cannot_be_told_apart_are_found_before_and_after_install(
+    offload: Command, connection: psycopg.Connection
+) -> None:
+    offload.configure(make_table(connection))
+    name = "table notices, primary key"
+    assert result(offload("doctor", "--json"), name) == ("passed", None)
+    offload("install")
+    connection.execute("ALTER TABLE notices DROP CONSTRAINT notices_pkey")
+    answer = offload("doctor", "--json")
+    assert answer.code == 1
+    assert result(answer, name)[0] == "failed"
+    connection.execute("ALTER TABLE notices ADD PRIMARY KEY (tenant_id)")
+    assert (
+        '✗ table notices, primary key: notices: primary_key [id] is not unique in "public"."notices"; write [tenant_id]'
+        in offload("doctor").lines
+    )
+
+
+def test_what_goes_by_our_names_and_is_not_ours_is_found(offload: Command, connection: psycopg.Connection) -> None:
+    offload.configure(make_table(connection))
+    connection.execute("CREATE TABLE archival_log (id bigint, what text)")
+    answer = offload("doctor", "--json")
+    assert result(answer, "schema public")[0] == "failed"
+    (check,) = [check for check in answer.document["checks"] if check["name"] == "schema public"]
+    refused = offload("install")
+    assert refused.code == 2
+    assert refused.complaint == f"offload: {check['detail']}"
+
+
 def test_a_disabled_trigger_is_found_and_its_mend_works(
     offload: Command, connection: psycopg.Connection, notices: TableConfig
 ) -> None:
@@ -46,9 +75,8 @@ def test_a_disabled_trigger_is_found_and_its_mend_works(
     answer = offload("doctor", "--json")
     assert answer.code == 1
     outcome, mend = result(answer, "table notices, trigger")
-    assert outcome == "failed"
-    assert mend is not None
-    connection.execute(mend.encode())
+    assert (outcome, mend) == ("failed", "run: offload install --table notices")
+    assert offload("install", "--table", "notices").code == 0
     assert offload("doctor").code == 0
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import psycopg
@@ -184,16 +185,34 @@ def test_a_bug_keeps_its_traceback(offload: Command, notices: TableConfig, conne
         offload("status")
 
 
+@pytest.mark.parametrize("command", ["drain", "doctor"])
 def test_the_demos_tables_are_not_looked_for_in_a_named_database(
-    offload: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    offload: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.delenv("OFFLOAD_CONFIG", raising=False)
     monkeypatch.setenv("OFFLOAD_DATABASE_URL", "postgresql://me@127.0.0.1:1/app")
-    answer = offload("drain")
-    assert answer.code == 2
+    answer = offload(command)
+    assert (answer.code, answer.lines) == (2, [])
     assert "there is no offload.yaml in this folder" in answer.complaint
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_without_a_url_it_is_said_that_the_embedded_database_was_looked_in(
+    offload: Command, connection: psycopg.Connection, embedded_dir: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("OFFLOAD_HOME", str(embedded_dir))
+    offload.configure(make_table(connection), database={"url": None})
+    answer = offload(command)
+    said = answer.stdout.decode() + answer.stderr
+    assert answer.code != 0
+    assert "no table public.notices in the embedded PostgreSQL at " in said
+    assert "because neither database.url nor OFFLOAD_DATABASE_URL nor SUPABASE_DB_URL is set; set one, correct " in said
+
+
+def test_the_version_is_that_of_the_package(offload: Command) -> None:
+    assert offload("--version").lines == [f"offload_pipeline {version('offload_pipeline')}"]
 
 
 def test_a_password_with_a_raw_at_sign_is_not_said_aloud(offload: Command, notices: TableConfig) -> None:

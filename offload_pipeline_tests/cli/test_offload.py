@@ -8,7 +8,10 @@ import pytest
 
 from offload_pipeline.cli.output import format_bytes
 from offload_pipeline.config import TableConfig
+from offload_pipeline.errors import ObjectDamagedError
+from offload_pipeline.offload.failures import Failure, record_failures
 from offload_pipeline.offload.packing import pack
+from offload_pipeline.pipeline import open_pipeline
 from offload_pipeline.storage.seaweedfs import SeaweedFS
 from offload_pipeline_tests.cli.command import Command
 from offload_pipeline_tests.factories import (
@@ -32,6 +35,66 @@ def test_drain_moves_every_partition_and_says_so_in_numbers(
     assert answer.stderr == ""
     assert answer.lines[0].startswith("notices, tenant 'acme': copied 5 rows (")
     assert answer.lines[1].endswith("2 rows checked, 2 read whole, 0 damaged, 0 unanswered; released 2 rows (2.0 kB)")
+    assert set(statuses(connection, notices).values()) == {"in_storage"}
+
+
+def test_idle_tenants_cost_a_drain_nothing_but_a_count(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    for tenant in ("acme", "bolt", "cargo"):
+        insert_payloads(connection, notices, PAYLOADS, tenant=tenant)
+    offload("drain")
+    assert offload("drain").lines == ["nothing to do"]
+    log = connection.execute("SELECT count(*) FROM payload_offload_log").fetchone()
+
+    insert_payloads(connection, notices, PAYLOADS[:1], tenant="bolt")
+    lines = offload("drain").lines
+    assert lines[0].startswith("notices, tenant 'bolt': copied 1 row (")
+    assert lines[1:] == ["2 partitions with nothing to do"]
+    others = "SELECT count(*) FROM payload_offload_log WHERE tenant_id <> 'bolt'"
+    assert log == (9,)
+    assert connection.execute(others).fetchone() == (6,), "nothing of the others was even verified"
+    assert offload("drain", "--json").document["idle_partitions"] == 3
+    assert offload("drain", "--tenant", "acme").lines[0].startswith("notices, tenant 'acme': copied 0 rows; 0 rows che")
+
+
+def test_an_idle_table_of_one_tenant_costs_a_drain_nothing_either(
+    offload: Command, connection: psycopg.Connection
+) -> None:
+    table = make_table(connection, tenant_column=None, threshold_bytes=0)
+    offload.configure(table)
+    offload("install")
+    assert offload("drain").lines == ["nothing to do"]
+    insert_payloads(connection, table, PAYLOADS)
+    assert offload("drain").lines[0].startswith("notices, tenant 'acme': copied 5 rows (")
+    assert offload("drain").lines == ["nothing to do"]
+
+
+def test_verified_copies_that_a_table_keeps_cost_a_drain_nothing(
+    offload: Command, connection: psycopg.Connection
+) -> None:
+    table = make_table(connection, threshold_bytes=0, after_copy="keep")
+    offload.configure(table)
+    offload("install")
+    insert_payloads(connection, table, PAYLOADS)
+    assert len(offload("drain", "--json").document["partitions"]) == 1
+    assert offload("drain").lines == ["nothing to do"]
+
+
+def test_a_drain_takes_up_whatever_was_left_at_any_step(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    pipeline = open_pipeline()
+    for tenant in ("copied", "verified", "damaged"):
+        insert_payloads(connection, notices, PAYLOADS, tenant=tenant)
+        (partition,) = pipeline.partitions(connection, "notices", tenant)
+        pipeline.copy(partition, "test")
+        if tenant != "copied":
+            pipeline.verify(partition, "test")
+    pipeline.release(partition, "test")
+    failure = Failure(("1",), None, ObjectDamagedError("damaged, and since then mended"))
+    record_failures(connection, partition, "verify", [failure])
+    assert len(offload("drain", "--json").document["partitions"]) == 3
     assert set(statuses(connection, notices).values()) == {"in_storage"}
 
 
@@ -167,6 +230,7 @@ def test_a_dry_backfill_begins_at_the_checkpoint_unless_told_otherwise(
     assert offload("backfill", "--table", "notices", "--tenant", "acme").code == 0
     connection.execute("ALTER TABLE notices DISABLE TRIGGER USER")
     insert_payloads(connection, notices, PAYLOADS[:2], payload_storage_status=None)
+    connection.execute("ALTER TABLE notices ENABLE TRIGGER USER")
     arguments = ("backfill", "--table", "notices", "--tenant", "acme", "--dry-run", "--json")
     assert offload(*arguments).document["pending_rows"] == 0
     assert offload(*arguments, "--no-resume").document["pending_rows"] == 2
@@ -241,6 +305,8 @@ def test_all_tables_are_drained_where_none_is_named(offload: Command, connection
         insert_payloads(connection, table, [large_payload(200_000)])
     document = offload("drain", "--json").document
     assert [partition["table"] for partition in document["partitions"]] == ["notices", "mails"]
+    for table in tables:
+        insert_payloads(connection, table, [large_payload(200_000)])
     only = offload("drain", "--table", "mails", "--json").document
     assert [partition["table"] for partition in only["partitions"]] == ["mails"]
 

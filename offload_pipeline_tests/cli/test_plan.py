@@ -34,6 +34,29 @@ def test_a_table_is_forecast_before_anything_is_installed(offload: Command, conn
     assert columns.fetchone() == (4,)
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("", 'notices: "public"."notices" has no primary key; add one: its rows cannot be told apart'),
+        (
+            "ALTER TABLE notices ADD UNIQUE (tenant_id), ALTER tenant_id SET NOT NULL",
+            'notices: primary_key [id] is not unique in "public"."notices"; write [tenant_id]',
+        ),
+    ],
+)
+def test_a_table_whose_rows_cannot_be_told_apart_is_forecast_and_complained_of(
+    offload: Command, connection: psycopg.Connection, key: str, said: str
+) -> None:
+    offload.configure(make_table(connection))
+    connection.execute("ALTER TABLE notices DROP CONSTRAINT notices_pkey")
+    if key:
+        connection.execute(key.encode())
+    answer = offload("plan", "--json")
+    assert answer.code == 0
+    assert answer.complaint == f"offload: {said} (install refuses it)"
+    assert answer.document["tables"][0]["table"] == "notices"
+
+
 def test_the_document_holds_every_figure_with_its_range(offload: Command, connection: psycopg.Connection) -> None:
     tables = [make_table(connection), make_table(connection, name="mails", relation="mails", threshold_bytes=0)]
     offload.configure(*tables)

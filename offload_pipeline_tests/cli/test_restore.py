@@ -125,6 +125,8 @@ def test_a_store_that_is_gone_stops_the_run_after_the_first_partition(
     answer = offload("restore")
     assert answer.code == 1
     assert all("its objects are in file://" in line for line in answer.lines)
+    for line, tenant in zip(answer.lines, ("acme", "bolt"), strict=True):
+        assert line.count(f"tenant '{tenant}'") == 1, "named once"
     assert set(statuses(connection, notices).values()) == {"in_storage"}
 
 

@@ -97,6 +97,7 @@ def test_gc_of_one_tenant_and_table_leaves_the_others(
     offload: Command, connection: psycopg.Connection, orphan: Path
 ) -> None:
     share = ("--max-orphan-share", "1")
+    connection.execute("INSERT INTO notices (tenant_id, raw_payload) VALUES ('globex', '{}')")
     assert offload("gc", "--delete", "--tenant", "globex", *share).code == 0
     assert orphan.exists()
     answer = offload("gc", "--delete", "--table", "notices", "--tenant", "acme", *share)

@@ -6,8 +6,13 @@ from datetime import datetime, timedelta
 import psycopg
 import pytest
 
-from offload_pipeline.cli import status
+from offload_pipeline.cli import output, status
+from offload_pipeline.cli.output import format_bytes
 from offload_pipeline.config import TableConfig
+from offload_pipeline.errors import ObjectDamagedError, PermanentError
+from offload_pipeline.offload.claims import Partition
+from offload_pipeline.offload.failures import Failure, Stage, record_failures
+from offload_pipeline.pipeline import open_pipeline
 from offload_pipeline_tests.cli.command import Command
 from offload_pipeline_tests.factories import insert_payloads, large_payload, make_table, statuses
 
@@ -123,6 +128,103 @@ def test_totals_are_over_tenants_and_tables(
     assert totals["pending_bytes"] == totals["payload_bytes_released"] == 2 * len(payload)
     (cells,) = [line.split() for line in offload("status").lines if line.split()[:1] == ["all"]]
     assert cells[1:4] == ["2", "2.0", "kB"]
+
+
+def test_copies_that_nobody_released_are_reported_with_the_command_that_does(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    payload = large_payload(1000)
+    insert_payloads(connection, notices, [payload] * 3)
+    pipeline = open_pipeline()
+    (acme,) = pipeline.partitions(connection, "notices", "acme")
+    pipeline.copy(acme, "test")
+    said = "notices: 3 rows copied and not verified; run: offload drain --table notices"
+    assert said in offload("status").lines
+
+    pipeline.verify(acme, "test")
+    totals = offload("status", "--json").document["tables"][0]["totals"]
+    assert (totals["unreleased_rows"], totals["unreleased_bytes"]) == (3, 3 * len(payload))
+    assert (totals["unverified_rows"], totals["releasable_rows"]) == (0, 3)
+    said = "notices: 3 rows copied and verified, and not released; run: offload release --table notices"
+    assert said in offload("status").lines
+
+    assert offload(*said.rpartition("offload ")[2].split()).code == 0
+    assert set(statuses(connection, notices).values()) == {"in_storage"}
+    lines = offload("status").lines
+    assert "notices: in storage now: 3 rows" in lines
+    assert not any("not released;" in line for line in lines)
+
+
+def test_copies_that_a_table_keeps_are_nothing_to_release(offload: Command, connection: psycopg.Connection) -> None:
+    table = make_table(connection, threshold_bytes=0, after_copy="keep")
+    offload.configure(table)
+    offload("install")
+    insert_payloads(connection, table, [large_payload(1000)] * 2)
+    offload("drain")
+    totals = offload("status", "--json").document["tables"][0]["totals"]
+    assert (totals["unreleased_rows"], totals["releasable_rows"]) == (2, 0)
+    assert not any("run: offload release" in line for line in offload("status").lines)
+
+
+def test_what_was_restored_is_no_longer_in_storage_though_it_was_copied_once(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    insert_payloads(connection, notices, [large_payload(1000)] * 2)
+    offload("drain")
+    offload("restore", "--table", "notices")
+    table = offload("status", "--json").document["tables"][0]
+    assert (table["rows_in_storage"], table["is_estimate"], table["totals"]["rows_copied"]) == (0, False, 2)
+    lines = offload("status").lines
+    assert "notices: in storage now: 0 rows" in lines
+    assert any("copied so far" in line and "released so far" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_on_a_narrow_terminal_no_number_is_cut(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(output, "WIDTH_WITHOUT_TERMINAL", width)
+    payload = large_payload(1000)
+    for tenant, rows in (("acme", 3), ("bolt", 1234)):
+        insert_payloads(connection, notices, [payload] * rows, tenant=tenant)
+    offload("drain", "--tenant", "acme")
+    lines = offload("status").lines
+    assert not any("…" in line for line in lines)
+    assert lines[0].startswith("notices, tenant 'acme': verified through 20")
+    assert lines[1:6] == [
+        "  pending: 0 rows (0 B)",
+        "  copied, not released: 0 rows (0 B)",
+        "  never scanned: 0 rows",
+        lines[4],
+        f"  released so far: 3 rows ({format_bytes(3 * len(payload))})",
+    ]
+    assert lines[4].startswith(f"  copied so far: 3 rows ({format_bytes(3 * len(payload))}), stored as ")
+    bolt = lines.index("notices, tenant 'bolt': verified through never")
+    assert lines[bolt + 1].startswith(f"  pending: 1,234 rows ({format_bytes(1234 * len(payload))}), oldest ")
+    assert "all:" in lines
+
+
+def test_each_stage_says_what_tries_it_again(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    (acme,) = [Partition(table, "acme") for table in open_pipeline().tables(connection)]
+
+    def fail(stage: Stage, error: Exception) -> None:
+        record_failures(connection, acme, stage, [Failure(("1",), None, error)])
+
+    fail("restore", ObjectDamagedError("damaged"))
+    assert "open failures: 1, given up: 0; of restores: 1, tried again by: offload restore" in offload("status").lines
+    fail("verify", ObjectDamagedError("damaged"))
+    document = offload("status", "--json").document
+    assert (document["failures_open"], document["failures_given_up"]) == (2, 0), "each pass looks at it again"
+    fail("expire", PermanentError("no"))
+    (line,) = [line for line in offload("status").lines if line.startswith("open failures")]
+    assert "given up: 1; to have expiry tried again, run: offload drain --retry-failed, then offload expire" in line
+    assert "have those" not in line
+    fail("release", PermanentError("no"))
+    assert any("have those tried again, run: offload drain --retry-failed" in line for line in offload("status").lines)
+    offload("drain", "--retry-failed")
+    assert not any("after 0 attempts" in line for line in offload("status").lines)
 
 
 def test_failures_are_counted_and_how_to_try_them_again_is_said(

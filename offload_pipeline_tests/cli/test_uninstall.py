@@ -8,6 +8,7 @@ from offload_pipeline_tests.cli.command import Command
 from offload_pipeline_tests.factories import insert_payloads, large_payload, make_table, row_hashes, statuses
 
 PAYLOADS = [large_payload(1000, seed) for seed in range(3)]
+MISSING = "the size trigger is missing; take the table out of offload.yaml, or run: offload install"
 
 
 def test_switching_off_and_on_again_loses_nothing(
@@ -35,7 +36,7 @@ def test_switching_off_and_on_again_loses_nothing(
 
     off = offload("drain")
     assert off.code == 2
-    assert off.complaint == "offload: notices: the size trigger is missing; run: offload install --table notices"
+    assert off.complaint == f"offload: notices: {MISSING} --table notices"
     assert offload("status").lines[-1] == "notices: not installed; run: offload install --table notices"
     assert offload("doctor").code == 1
 
@@ -98,6 +99,25 @@ def test_a_trigger_that_is_missing_stops_what_moves_and_nothing_that_reads(
     offload("drain")
     connection.execute("DROP TRIGGER zz_payload_offload_update ON notices")
     for command in (["drain"], ["release"], ["backfill", "--table", "notices", "--tenant", "acme"], ["restore"]):
-        assert "the size trigger is missing; run: offload install" in offload(*command).complaint
+        assert MISSING in offload(*command).complaint
     assert offload("get", "notices", str(key)).stdout.decode() == PAYLOADS[0]
     assert offload("install").code == offload("restore").code == 0
+
+
+def test_with_the_guard_disabled_nothing_moves_until_install_enables_it(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    (key,) = insert_payloads(connection, notices, PAYLOADS[:1])
+    offload("drain")
+    said = "notices: the size trigger is disabled, so nothing watches over freed payloads; to enable it, run: offload "
+    for mode in ("DISABLE TRIGGER USER", "ENABLE REPLICA TRIGGER zz_payload_offload_update"):
+        connection.execute(f"ALTER TABLE notices {mode}".encode())
+        for command in (["drain"], ["release"], ["backfill", "--table", "notices", "--tenant", "acme"], ["restore"]):
+            answer = offload(*command)
+            assert (answer.code, answer.stdout) == (2, b"")
+            assert answer.complaint == f"offload: {said}install --table notices"
+        assert offload("get", "notices", str(key)).stdout.decode() == PAYLOADS[0]
+        assert offload("install", "--dry-run").stdout.decode().count("ENABLE TRIGGER") == (4 if "USER" in mode else 1)
+        assert offload("install").code == 0
+        assert offload("install").lines == ["nothing to do: everything is installed as configured"]
+    assert offload("doctor").code == offload("restore").code == 0

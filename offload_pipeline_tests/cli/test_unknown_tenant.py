@@ -1,6 +1,7 @@
 """A tenant that no table has ever heard of is a mistake of the user's, in one line; an idle one is not."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -27,6 +28,45 @@ def test_a_tenant_that_nothing_is_known_of_is_refused_with_the_nearest(
     assert answer.code == 2
     assert answer.complaint == "offload: no tenant 'acmee' in notices; did you mean 'acme'?"
     assert connection.execute("SELECT count(*) FROM payload_offload_state").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    "command", [("gc", "--tenant"), ("gc", "--erase-tenant"), ("gc", "--delete", "--erase-tenant")]
+)
+def test_a_tenant_that_nothing_is_known_of_is_neither_collected_nor_erased(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig, command: tuple[str, ...]
+) -> None:
+    insert_payloads(connection, notices, [PAYLOAD])
+    offload("drain")
+    answer = offload(*command, "acmee")
+    assert (answer.code, answer.lines) == (2, [])
+    assert answer.complaint == "offload: no tenant 'acmee' in notices; did you mean 'acme'?"
+    assert offload(*command, "acme").code == 0
+
+
+@pytest.mark.parametrize("is_remembered", [True, False])
+def test_an_erasure_is_repeated_after_the_rows_and_even_the_bookkeeping_were_deleted(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig, store_folder: Path, *, is_remembered: bool
+) -> None:
+    insert_payloads(connection, notices, [PAYLOAD])
+    offload("drain")
+    erase = ("gc", "--erase-tenant", "acme", "--delete")
+    assert offload(*erase).code == 0
+    connection.execute("DELETE FROM notices")
+    if not is_remembered:
+        connection.execute("DELETE FROM payload_offload_state")
+    assert offload(*erase).code == 0
+
+
+def test_strays_of_a_tenant_that_the_database_has_never_heard_of_are_erased(
+    offload: Command, notices: TableConfig, store_folder: Path
+) -> None:
+    stray = store_folder / "gone" / "notices" / "1" / f"{'0' * 64}.json.gz"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"left")
+    for flags in ((), ("--delete",), ("--delete",)):
+        assert offload("gc", "--erase-tenant", "gone", *flags).code == 0
+    assert not stray.exists()
 
 
 def test_where_none_is_near_some_that_are_known_are_named(

@@ -93,7 +93,9 @@ def test_the_report_of_each_table_follows(
     insert_payloads(connection, notices, [large_payload(1000, 99), '{"small": 1}'])
     lines = offload("verify").lines
     assert lines[1] == "notices: 12 rows; in storage 10, copied 0, pending 1, never scanned 0 rows"
-    assert lines[2].startswith("  offloaded 83.3 % of the rows, 90.9 % of the measured bytes; average payload 999 B, ")
+    assert lines[2].startswith(
+        "  offloaded 83.3 % of the rows, about 90.9 % of the measured bytes; average payload 999 B, "
+    )
     assert lines[3].startswith("  verified through 2")
     assert lines[3].endswith("; open failures: none")
     assert len(lines) == 4
@@ -106,7 +108,7 @@ def test_the_report_of_each_table_follows(
 def test_a_report_names_what_failed(offload: Command, stored: list[int], store_folder: Path) -> None:
     damage(store_folder)
     answer = offload("verify", "--full")
-    assert answer.lines[-1].endswith("; open failures: verify 1 (1 given up)")
+    assert answer.lines[-1].endswith("; open failures: verify 1")
 
 
 def test_only_the_named_table_is_reported_on(

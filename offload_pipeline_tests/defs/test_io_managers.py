@@ -188,6 +188,27 @@ def test_a_bucket_that_does_not_exist_is_not_tried_again_and_loses_nothing(
     assert project.hashes() == before
 
 
+def test_a_role_without_rights_is_told_the_grant_and_not_tried_again(
+    project: Project,
+    connection: psycopg.Connection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    local_store_url: str,
+) -> None:
+    project.insert(PAYLOADS)
+    role = f"worker_{connection.info.dbname}"
+    connection.execute(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}".encode())
+    try:
+        url = str(project.pipeline.config.database.url).replace("postgres@", f"{role}@")
+        write_config(tmp_path, monkeypatch, url, {"url": local_store_url}, project.pipeline.config.tables)
+        result = project.run("offload_job")
+        assert not result.success
+        assert attempts(result, "pending_payloads") == 1
+        assert f"; GRANT UPDATE ON public.notices TO {role}" in failure_of(result, "pending_payloads")
+    finally:
+        connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
 def test_a_table_that_is_not_installed_says_how_to_install_and_is_not_tried_again(
     project: Project, connection: psycopg.Connection
 ) -> None:

@@ -9,13 +9,16 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from offload_pipeline.cli.demo import read_one_back
+from offload_pipeline.cli.output import Output
 from offload_pipeline.config import DATABASE_VARIABLES, load_config
 from offload_pipeline.database.embedded import stop_embedded
 from offload_pipeline.demo.environment import demo_environment, enter
-from offload_pipeline.demo.tables import rebuild
+from offload_pipeline.demo.payloads import Document
+from offload_pipeline.demo.tables import fill, now, rebuild
 from offload_pipeline.pipeline import open_pipeline
 from offload_pipeline.storage.seaweedfs import SeaweedFS
-from offload_pipeline_tests.factories import make_table
+from offload_pipeline_tests.factories import large_payload, make_table
 
 DEMO = """
 import sys
@@ -73,7 +76,7 @@ def test_a_bucket_of_the_environment_is_not_used_with_the_local_store(
 
 
 def test_the_demo_on_s3_stores_in_its_own_server(
-    seaweedfs: SeaweedFS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seaweedfs: SeaweedFS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in DATABASE_VARIABLES:
         monkeypatch.setenv(name, "postgresql://nobody@127.0.0.1:1/nothing")
@@ -86,6 +89,13 @@ def test_the_demo_on_s3_stores_in_its_own_server(
         assert pipeline.store.url == f"s3://{seaweedfs.bucket}"
         pipeline.store.check()
         rebuild(pipeline)
+        fill(pipeline, "notices", [Document("push", now(), large_payload(3_000, 1))])
+        with pipeline.connect() as connection:
+            (partition,) = pipeline.partitions(connection, "notices", None)
+        assert pipeline.drain(partition, "test").is_sound
+        capsys.readouterr()
+        assert read_one_back(Output(as_json=False), pipeline) is not None
+        assert "offload get" not in capsys.readouterr().out, "its server ends with the demo"
     finally:
         stop_embedded(tmp_path / "postgres")
     assert not (tmp_path / "objects").exists()

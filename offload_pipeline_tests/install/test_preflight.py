@@ -12,10 +12,15 @@ from offload_pipeline.config import TableConfig
 from offload_pipeline.database.table import inspect_table
 from offload_pipeline.errors import UserError
 from offload_pipeline.install.installer import plan_bookkeeping, plan_table, run
+from offload_pipeline.install.uninstaller import carry_out, plan_uninstall_all
 from offload_pipeline_tests.factories import insert_payloads, install, make_pipeline, make_table, statuses
 from offload_pipeline_tests.servers import PostgresServer
 
 STORE_URL = "s3://payloads"
+POINTER = (
+    'ADD COLUMN "payload_storage_status" text, ADD COLUMN "payload_bytes" bigint, ADD COLUMN "raw_object_key" text, '
+    'ADD COLUMN "payload_hash_sha256" text, ADD COLUMN "payload_stored_at" timestamptz'
+)
 NOTICES = "CREATE TABLE notices (id bigint PRIMARY KEY, tenant_id text, raw_payload jsonb, created_at timestamptz)"
 
 
@@ -111,12 +116,25 @@ def refusal(connection: psycopg.Connection, **options: Any) -> str:
             {},
             "columns.object_key: raw_object_key is NOT NULL",
         ),
-        (f"{NOTICES} PARTITION BY RANGE (id)", {}, "is partitioned; add the five pointer columns to it"),
+        (
+            f"{NOTICES} PARTITION BY RANGE (id)",
+            {},
+            f'is partitioned, and its partitions are offloaded one by one; ALTER TABLE "public"."notices" {POINTER}, '
+            "then name one of them as relation",
+        ),
         (
             f"{NOTICES.replace('notices', 'parent')} PARTITION BY RANGE (id);"
             "CREATE TABLE notices PARTITION OF parent FOR VALUES FROM (0) TO (9)",
             {},
-            "is a partition, to which columns cannot be added; add the five pointer columns to the table it is part of",
+            f"is a partition, to which columns cannot be added; ALTER TABLE parent {POINTER}",
+        ),
+        (
+            f"{NOTICES.replace('notices', 'parent').replace(')', ', payload_bytes bigint)')} PARTITION BY RANGE (id);"
+            "CREATE TABLE parts PARTITION OF parent FOR VALUES FROM (0) TO (99) PARTITION BY RANGE (id);"
+            "CREATE TABLE notices PARTITION OF parts FOR VALUES FROM (0) TO (9)",
+            {},
+            'ALTER TABLE parent ADD COLUMN "payload_storage_status" text, ADD COLUMN "raw_object_key" text, '
+            'ADD COLUMN "payload_hash_sha256" text, ADD COLUMN "payload_stored_at" timestamptz',
         ),
     ],
 )
@@ -174,10 +192,7 @@ def test_a_partition_works_once_its_parent_has_the_columns(
 ) -> None:
     connection.execute(f"{NOTICES.replace('notices', 'parent')} PARTITION BY RANGE (id)")
     connection.execute("CREATE TABLE notices PARTITION OF parent FOR VALUES FROM (0) TO (9)")
-    connection.execute(
-        "ALTER TABLE parent ADD payload_storage_status text, ADD payload_bytes bigint, ADD raw_object_key text,"
-        " ADD payload_hash_sha256 text, ADD payload_stored_at timestamptz"
-    )
+    connection.execute(refusal(connection).partition("; ")[2].encode())
     config = configured(threshold_bytes=0)
     pipeline = make_pipeline(database_url, local_store_url, [config])
     install(pipeline)
@@ -186,6 +201,16 @@ def test_a_partition_works_once_its_parent_has_the_columns(
         (partition,) = pipeline.partitions(session, None, None)
     assert pipeline.drain(partition, "test").released.rows_released == 1
     assert statuses(connection, config) == {1: "in_storage"}
+    pipeline.restore(partition, "test")
+    with pipeline.connect() as session:
+        table = pipeline.inspect(session, "notices")
+        with pytest.raises(UserError, match="those of the partitioned table parent; omit --drop-columns") as refused:
+            plan_uninstall_all(session, [table], drop_columns=True)
+        for step in plan_uninstall_all(session, [table], drop_columns=False):
+            carry_out(session, step)
+    connection.execute(str(refused.value).partition("uninstalled: ")[2].encode())
+    left = connection.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'notices'::regclass AND attnum > 4")
+    assert {name for (name,) in left if "pg.dropped" not in name} == set()
 
 
 @pytest.mark.both_servers

@@ -1,6 +1,7 @@
 """A database that explains every statement as it is executed: how many blocks it touched, with the plan to look at."""
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,23 @@ class Explained:
     statement: str
     blocks: int
     plan: dict[str, Any]
+
+    def most_rows(self, relation: str) -> float:
+        """Of all scans of a relation or its indexes, the rows that the largest one went through."""
+        return max(
+            (_rows_gone_through(node) for node in _nodes(self.plan) if node.get("Relation Name") == relation), default=0
+        )
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
+
+
+def _rows_gone_through(node: dict[str, Any]) -> float:
+    each = node["Actual Rows"] + node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+    return float(each * node["Actual Loops"])
 
 
 @dataclass(frozen=True)

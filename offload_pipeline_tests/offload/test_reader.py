@@ -135,6 +135,16 @@ def test_what_can_be_no_key_is_one_line_that_names_the_columns(reader: PayloadRe
         reader.get("notices", key)
 
 
+def test_what_can_be_no_key_is_its_own_error_among_many(notices: Installation, reader: PayloadReader) -> None:
+    first, last = notices.insert(['{"n": 1}', '{"n": 2}'])
+    given: list[Any] = [None, "x", first, (1, 2), (), "x", last, None]
+    found = list(reader.get_many("notices", given))
+    assert [key for key, _ in found] == given
+    outcomes = [outcome for _, outcome in found]
+    assert [one.payload for one in outcomes if isinstance(one, ReadPayload)] == [b'{"n": 1}', b'{"n": 2}']
+    assert [isinstance(one, UserError) for one in outcomes] == [True, True, False, True, True, True, False, True]
+
+
 def test_a_table_that_is_not_configured_is_one_line(reader: PayloadReader) -> None:
     with pytest.raises(UserError, match="no table 'notes'"):
         reader.get("notes", 1)

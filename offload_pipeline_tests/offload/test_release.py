@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from offload_pipeline.offload import release as release_module
+from offload_pipeline.offload.failures import count_open
 from offload_pipeline_tests.factories import large_payload, row_hashes
 from offload_pipeline_tests.offload.installation import Installation, installed
 from offload_pipeline_tests.offload.stores import CountingStore
@@ -149,6 +150,7 @@ def test_a_row_whose_pointer_was_edited_after_verification_is_not_freed_but_stor
     released = notices.release()
     assert (released.rows_released, released.rows_failed) == (1, 1)
     assert notices.statuses() == {edited: "pending_move", other: "in_storage"}
+    assert count_open(notices.connection, notices.table, 8) == {"release": (1, 0)}, "not given up: a drain mends it"
     assert held(notices)[edited] == SHA256
     notices.assert_invariant()
     assert notices.drain().is_sound

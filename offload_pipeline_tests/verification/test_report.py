@@ -5,6 +5,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from offload_pipeline.cli.report_lines import report_lines
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.failures import Failure, record_failures
 from offload_pipeline.verification import report
@@ -111,6 +112,42 @@ def test_what_is_large_is_estimated_and_says_so(notices: Installation, monkeypat
     assert (found.rows, found.rows_in_storage, found.rows_pending) == (400, 300, 100)
     assert found.offloaded_share_of_rows == 0.75
     assert found.offloaded_share_of_bytes == pytest.approx(0.75)
+
+
+def test_restored_payloads_that_are_held_in_their_rows_are_not_offloaded(notices: Installation) -> None:
+    notices.insert([LARGE] * 4)
+    assert notices.drain().is_sound
+    notices.pipeline.restore(notices.partition(), "test", key=("1",))
+    found = told(notices)
+    assert (found.rows_in_storage, found.rows_held) == (3, 1)
+    assert found.offloaded_share_of_bytes == 0.75
+    assert "restored and held 1, never scanned 0 rows" in report_lines(found)[0]
+    assert "offloaded 75.0 % of the rows, about 75.0 % of the measured bytes; " in report_lines(found)[1]
+
+
+def test_where_held_rows_are_not_counted_it_is_said(notices: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "COUNTED_BYTES", -1)
+    notices.insert(payloads(10))
+    assert notices.drain().is_sound
+    notices.execute("VACUUM ANALYZE {table}")
+    found = told(notices)
+    assert found.rows_held is None
+    said = "  offloaded about 100.0 % of the rows, about 100.0 % of the measured bytes, restored ones not counted; "
+    assert report_lines(found)[1].startswith(said)
+
+
+def test_dead_rows_since_the_last_vacuum_do_not_count_as_rows(
+    notices: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "COUNTED_BYTES", -1)
+    notices.insert(payloads(500))
+    # Counters of the insert that arrive after the VACUUM would count the rows twice.
+    notices.execute("SELECT pg_stat_force_next_flush()")
+    notices.execute("VACUUM ANALYZE {table}")
+    for _ in range(3):
+        notices.execute("UPDATE {table} SET created_at = now()")
+    notices.execute("SELECT pg_stat_force_next_flush()")
+    assert told(notices).rows == 500
 
 
 def test_what_was_never_analyzed_is_not_known(notices: Installation, monkeypatch: pytest.MonkeyPatch) -> None:

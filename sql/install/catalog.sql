@@ -100,6 +100,13 @@ WHERE a.attrelid = %(relation)s::regclass
     AND a.atttypid = 'varchar'::regtype
     AND a.atttypmod <> -1
 
+-- name: partition_root
+-- The partitioned table that a partition is part of, the topmost; no row where it is no partition.
+SELECT pg_catalog.pg_partition_root(c.oid)::text
+FROM pg_catalog.pg_class AS c
+WHERE c.oid = %(relation)s::regclass
+    AND c.relispartition
+
 -- name: has_children
 -- Whether other tables inherit from this one.
 SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent = %(relation)s::regclass)
@@ -121,14 +128,6 @@ SELECT pg_catalog.obj_description(t.oid, 'pg_trigger')
 FROM pg_catalog.pg_trigger AS t
 WHERE t.tgrelid = %(relation)s::regclass
     AND t.tgname = %(name)s
-
--- name: function_description
--- The fingerprint of a function, if it has one, and what it returns.
-SELECT
-    coalesce(pg_catalog.obj_description(p.oid, 'pg_proc'), ''),
-    pg_catalog.format_type(p.prorettype, NULL)
-FROM pg_catalog.pg_proc AS p
-WHERE p.oid = pg_catalog.to_regprocedure(%(signature)s)
 
 -- name: index_state
 -- Whether the index stands and is valid; an interrupted CREATE INDEX CONCURRENTLY leaves an invalid one.
@@ -154,12 +153,6 @@ FROM pg_catalog.pg_index AS i
 JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
 WHERE i.indrelid = %(relation)s::regclass
     AND c.relname ~ '_offload_(unseen|pending|copied|stored)$'
-
--- name: trigger_names
-SELECT t.tgname::text
-FROM pg_catalog.pg_trigger AS t
-WHERE t.tgrelid = %(relation)s
-    AND NOT t.tgisinternal
 
 -- name: trigger_modes
 -- D: disabled; R: fires on replicas only; O and A: fires for the application.

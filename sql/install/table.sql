@@ -203,6 +203,10 @@ EXECUTE FUNCTION {function}()
 -- name: comment_on_trigger
 COMMENT ON TRIGGER {trigger} ON {relation} IS {fingerprint}
 
+-- name: enable_trigger
+-- SHARE ROW EXCLUSIVE for an instant. Only for one that is disabled, or fires on replicas alone.
+ALTER TABLE {relation} ENABLE TRIGGER {trigger}
+
 -- name: get_payload
 -- The payload where the row still holds it, else the storage reference; of an expired one, that it is deleted.
 CREATE OR REPLACE FUNCTION {called}({arguments}) RETURNS {payload_type} LANGUAGE sql STABLE AS $offload$

@@ -97,7 +97,7 @@ k AS MATERIALIZED (
     FROM named
     JOIN {relation} AS t ON {keys_match_named}
     WHERE named.is_moving
-        AND t.{status} IN ('pending_move', 'copied')
+        AND {current_status} IN ('pending_move', 'copied')
         AND (t.{payload} IS NOT NULL OR t.{object_key} IS NULL)
     FOR NO KEY UPDATE OF t SKIP LOCKED
 ),
@@ -111,7 +111,7 @@ forgotten AS (
         {stored_at} = NULL
     FROM k
     WHERE {keys_match}
-        AND t.{status} IN ('pending_move', 'copied')
+        AND {current_status} IN ('pending_move', 'copied')
     RETURNING k.position
 )
 SELECT
@@ -139,8 +139,9 @@ WHERE i.indrelid = %(relation)s::regclass
 ORDER BY c.relname
 
 -- name: our_functions
--- Of these functions, the ones that stand, with the argument types that tell them apart; one that applications
--- call only if its comment says that it is ours.
+-- Of these functions, the ones that stand and are ours, with the argument types that tell them apart. One behind a
+-- trigger is known by that, or by its body; one that applications call by its comment, and it stays where it has come to
+-- read another installed table.
 SELECT
     p.proname::text,
     pg_catalog.pg_get_function_identity_arguments(p.oid)
@@ -149,7 +150,24 @@ JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
 WHERE n.nspname = %(schema)s
     AND (
         p.proname = ANY(%(trigger_functions)s)
+            AND p.pronargs = 0
+            AND p.prorettype = 'trigger'::pg_catalog.regtype
+            AND (
+                EXISTS (
+                    SELECT
+                    FROM unnest(%(trigger_functions)s::text[], %(marks)s::text[]) AS w (name, mark)
+                    WHERE w.name = p.proname
+                        AND pg_catalog.strpos(p.prosrc, w.mark) > 0
+                )
+                OR EXISTS (
+                    SELECT
+                    FROM pg_catalog.pg_trigger AS g
+                    WHERE g.tgfoid = p.oid
+                        AND g.tgname = ANY(%(triggers)s)
+                )
+            )
         OR p.proname = ANY(%(called_functions)s)
             AND pg_catalog.obj_description(p.oid, 'pg_proc') LIKE 'offload_pipeline %%'
+            AND ({other_table}) IS NULL
     )
 ORDER BY p.proname

@@ -31,7 +31,7 @@ SELECT
     t.xmin::text,
     convert_to(t.{payload}::text, 'UTF8')
 FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
-JOIN {relation} AS t ON {keys_match}
+CROSS JOIN LATERAL {row_of_key} AS t
 WHERE coalesce(t.{status}, 'pending_move') = 'pending_move'
     AND t.{payload} IS NOT NULL
     AND {is_tenant}
@@ -40,4 +40,4 @@ WHERE coalesce(t.{status}, 'pending_move') = 'pending_move'
 -- The version of a row whose payload cannot be read.
 SELECT t.xmin::text
 FROM unnest({key_arrays}) AS k ({key_names_bare})
-JOIN {relation} AS t ON {keys_match}
+CROSS JOIN LATERAL {row_of_key} AS t

@@ -61,6 +61,13 @@ WHERE table_name = %(table)s
 ORDER BY primary_key
 LIMIT %(page_rows)s
 
+-- name: tenants_having_open
+-- The tenants of a table that something of is open. Locks: none. Index: payload_offload_failures_open.
+SELECT DISTINCT tenant_id
+FROM {failures}
+WHERE table_name = %(table)s
+    AND resolved_at IS NULL
+
 -- name: newest_open
 -- And the time. Locks: none. Index: payload_offload_failures_open, its last entry.
 SELECT
@@ -93,7 +100,7 @@ SELECT
     k.position,
     t.{status}
 FROM unnest({key_arrays}, %(tenants)s::text[]) WITH ORDINALITY AS k ({key_names_bare}, tenant, position)
-JOIN {relation} AS t ON {keys_match}
+CROSS JOIN LATERAL {row_of_key} AS t
 WHERE {tenant_text} = k.tenant
 
 -- name: resolve_stale
@@ -134,7 +141,7 @@ SELECT
     message,
     attempts,
     last_failed_at,
-    permanent OR attempts >= %(max_attempts)s AS given_up
+    stage NOT IN ('verify', 'restore') AND (permanent OR attempts >= %(max_attempts)s) AS given_up
 FROM {failures}
 WHERE resolved_at IS NULL
     AND (%(tables)s::text[] IS NULL OR table_name = ANY(%(tables)s::text[]))
@@ -142,12 +149,15 @@ ORDER BY last_failed_at DESC
 LIMIT %(limit)s
 
 -- name: count_open
--- Open failures of one table by stage, and those of them that nothing will try again before the row changes.
+-- Open failures of one table by stage, and those of them that nothing will try again before the row changes: every pass
+-- of verification looks at its own again, and every restore tries all.
 -- Locks: none. Index: payload_offload_failures_open.
 SELECT
     stage,
     count(*),
-    count(*) FILTER (WHERE permanent OR attempts >= %(max_attempts)s)
+    count(*) FILTER (
+        WHERE stage NOT IN ('verify', 'restore') AND (permanent OR attempts >= %(max_attempts)s)
+    )
 FROM {failures}
 WHERE table_name = %(table)s
     AND resolved_at IS NULL
@@ -160,6 +170,6 @@ SELECT tenant_id, count(*)
 FROM {failures}
 WHERE table_name = %(table)s
     AND resolved_at IS NULL
-    AND stage <> 'verify'
+    AND stage NOT IN ('verify', 'restore')
     AND (permanent OR attempts >= %(max_attempts)s)
 GROUP BY tenant_id

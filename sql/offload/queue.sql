@@ -13,8 +13,9 @@ WHERE t.{status} = 'pending_move'
 GROUP BY 1
 
 -- name: unreleased_by_tenant
--- Copies that wait for verification or release, their release_delay over: what a run killed halfway leaves behind.
--- Locks: none. Index: <table>_offload_copied.
+-- Copies that wait for verification or release, their release_delay over: what a run killed halfway, or a launch of
+-- payload_objects alone, leaves behind; without those that release has failed on and will leave alone.
+-- Locks: none. Index: <table>_offload_copied, index-only on a vacuumed table.
 SELECT
     {tenant_text},
     count(*),
@@ -23,8 +24,32 @@ SELECT
 FROM {relation} AS t
 WHERE t.{status} = 'copied'
     AND t.{stored_at} <= statement_timestamp() - %(release_delay)s
-    AND {is_due_for_release}
+    AND {is_not_waiting_for_release}
 GROUP BY 1
+
+-- name: copied_by_tenant
+-- Copies whose payload is still in the row: how many, their bytes, how many of them verification has passed, and how many
+-- of those could be free by now. Locks: none. Index: <table>_offload_copied, index-only on a vacuumed table.
+SELECT
+    found.tenant,
+    sum(found.rows)::bigint,
+    sum(found.payload_bytes)::bigint,
+    sum(found.rows) FILTER (WHERE found.is_verified)::bigint,
+    sum(found.rows) FILTER (WHERE found.is_verified AND found.is_due)::bigint
+FROM (
+    SELECT
+        {tenant_text} AS tenant,
+        coalesce(t.{stored_at} <= s.verified_through, FALSE) AS is_verified,
+        coalesce(t.{stored_at} <= statement_timestamp() - %(release_delay)s, FALSE)
+            AND {is_not_waiting_for_release} AS is_due,
+        count(*) AS rows,
+        coalesce(sum(t.{size}), 0) AS payload_bytes
+    FROM {relation} AS t
+    LEFT JOIN {state} AS s ON s.table_name = %(table)s AND s.tenant_id = {tenant_text}
+    WHERE t.{status} = 'copied'
+    GROUP BY 1, 2, 3
+) AS found
+GROUP BY found.tenant
 
 -- name: tenants_having
 -- The tenants that have rows of one status, hopping from one to the next in the index.
@@ -54,6 +79,14 @@ SELECT tenant::text
 FROM hop
 WHERE tenant IS NOT NULL
 
+-- name: has_status
+-- Whether any row has one status: of a table whose rows are all one tenant's. Locks: none. Index: the one of that status.
+SELECT EXISTS (
+    SELECT
+    FROM {relation} AS t
+    WHERE t.{status} {has_status}
+)
+
 -- name: known_tenants
 -- The tenants that have ever been worked on. Locks: none.
 SELECT tenant_id
@@ -77,6 +110,16 @@ ORDER BY store_url
 -- Whether anything was ever recorded of a tenant. Locks: none. Index: the primary keys.
 SELECT EXISTS (SELECT FROM {state} WHERE tenant_id = %(tenant)s AND table_name = %(table)s)
     OR EXISTS (SELECT FROM {failures} WHERE table_name = %(table)s AND tenant_id = %(tenant)s)
+
+-- name: was_erased
+-- Whether anything of a tenant was ever erased. Locks: none. Reads the audit log, which has no index but its primary key.
+SELECT EXISTS (
+    SELECT
+    FROM {log}
+    WHERE table_name = %(table)s
+        AND tenant_id = %(tenant)s
+        AND action IN ('erase', 'erase objects')
+)
 
 -- name: has_rows
 -- Whether a tenant has any row. Locks: none. Index: one that the application has on its tenant column, if it has one.

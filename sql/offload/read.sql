@@ -28,7 +28,7 @@ FROM (
             0
         ) AS bytes_before
     FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
-    LEFT JOIN {relation} AS t ON {keys_match}
+    LEFT JOIN LATERAL {row_of_key} AS t ON TRUE
 ) AS p
 LEFT JOIN {state} AS s ON s.table_name = %(table)s AND s.tenant_id = p.tenant
 WHERE p.bytes_before < %(page_bytes)s

@@ -26,13 +26,13 @@ bounded AS MATERIALIZED (
     WHERE p.bytes_before < %(page_bytes)s
 ),
 hashed AS MATERIALIZED (
-    -- In the list, not in WHERE: there the planner may hash the whole table on its way to this page.
+    -- In the list, not in WHERE, and row by row: the planner must not hash the whole table on its way to this page.
     SELECT
         k.*,
         encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex') = t.{hash}
             AND strpos(t.{object_key}, t.{hash}) > 0 AS matches
     FROM bounded AS k
-    JOIN {relation} AS t ON {keys_match}
+    CROSS JOIN LATERAL {row_of_key} AS t
     WHERE t.xmin = k.xmin_read::xid
 ),
 free AS MATERIALIZED (
@@ -53,7 +53,7 @@ released AS (
     FROM free AS k
     WHERE {keys_match}
         AND t.xmin = k.xmin_read::xid
-        AND t.{status} = 'copied'
+        AND {current_status} = 'copied'
     RETURNING k.position, k.size
 )
 SELECT
@@ -97,7 +97,7 @@ EXISTS (
 -- Locks: none. Index: the primary key.
 SELECT k.position
 FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
-LEFT JOIN {relation} AS t ON {keys_match}
+LEFT JOIN LATERAL {row_of_key} AS t ON TRUE
 WHERE t.{status} IS DISTINCT FROM 'in_storage'
     OR coalesce(strpos(t.{object_key}, t.{hash}), 0) = 0
     OR t.{size} IS NULL
@@ -133,7 +133,7 @@ SELECT
     t.{object_key},
     t.xmin::text
 FROM unnest({key_arrays}) AS k ({key_names_bare})
-JOIN {relation} AS t ON {keys_match}
+CROSS JOIN LATERAL {row_of_key} AS t
 WHERE t.{status} = 'copied'
     AND (
         encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex') IS DISTINCT FROM t.{hash}

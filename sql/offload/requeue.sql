@@ -9,7 +9,7 @@ k AS MATERIALIZED (
     FROM named
     JOIN {relation} AS t ON {keys_match_named}
     WHERE t.{object_key} IS NOT DISTINCT FROM named.object_key
-        AND t.{status} = 'copied'
+        AND {current_status} = 'copied'
         AND t.{payload} IS NOT NULL
     FOR NO KEY UPDATE OF t SKIP LOCKED
 )
@@ -21,5 +21,5 @@ SET
     {stored_at} = NULL
 FROM k
 WHERE {keys_match}
-    AND t.{status} = 'copied'
+    AND {current_status} = 'copied'
     AND t.{object_key} IS NOT DISTINCT FROM k.object_key

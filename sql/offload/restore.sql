@@ -58,7 +58,7 @@ k AS MATERIALIZED (
     FROM named
     JOIN {relation} AS t ON {keys_match_named}
     WHERE t.xmin = named.xmin_read::xid
-        AND t.{status} = 'in_storage'
+        AND {current_status} = 'in_storage'
         AND t.{object_key} = named.object_key
     FOR NO KEY UPDATE OF t SKIP LOCKED
 )
@@ -73,7 +73,7 @@ SET
 FROM k
 WHERE {keys_match}
     AND t.xmin = k.xmin_read::xid
-    AND t.{status} = 'in_storage'
+    AND {current_status} = 'in_storage'
     AND t.{object_key} = k.object_key
 RETURNING k.position
 
@@ -91,7 +91,7 @@ SELECT
     t.{status} = 'inline' AND t.{size} IS NOT NULL AND t.{object_key} IS NULL AS is_held,
     encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex')
 FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
-JOIN {relation} AS t ON {keys_match}
+CROSS JOIN LATERAL {row_of_key} AS t
 
 -- name: drop_pointers
 -- Copies whose payload is still in the row: only the pointer goes, and the size that stays marks the hold.
@@ -105,7 +105,7 @@ k AS MATERIALIZED (
     FROM named
     JOIN {relation} AS t ON {keys_match_named}
     WHERE t.xmin = named.xmin_read::xid
-        AND t.{status} = 'copied'
+        AND {current_status} = 'copied'
         AND t.{payload} IS NOT NULL
     FOR NO KEY UPDATE OF t SKIP LOCKED
 )
@@ -119,7 +119,7 @@ SET
 FROM k
 WHERE {keys_match}
     AND t.xmin = k.xmin_read::xid
-    AND t.{status} = 'copied'
+    AND {current_status} = 'copied'
 RETURNING k.position
 
 -- name: count_stored
@@ -139,4 +139,4 @@ WHERE t.{status} = 'in_storage'
 -- The tenant of one row. Locks: none. Index: the primary key.
 SELECT {tenant_text}
 FROM unnest({key_arrays}) AS k ({key_names_bare})
-JOIN {relation} AS t ON {keys_match}
+CROSS JOIN LATERAL {row_of_key} AS t

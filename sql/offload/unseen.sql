@@ -23,7 +23,7 @@ SELECT
     k.position,
     octet_length(t.{payload}::text)
 FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
-JOIN {relation} AS t ON {keys_match}
+CROSS JOIN LATERAL {row_of_key} AS t
 WHERE t.{status} IS NULL
     AND t.{payload} IS NOT NULL
     AND {is_tenant}
@@ -34,6 +34,7 @@ ORDER BY k.position
 -- Rows that a scan could not copy join the pending queue, so that no checkpoint passes them for good.
 -- The size is the stored one, which costs nothing to ask for: it bounds the batch until the copy writes the true one.
 -- `is_left`: the application holds the row now, and it is still never seen; a later scan must find it.
+-- num_nulls: as {current_status}, so that no plan reads the whole index of never-seen rows.
 -- Locks: the rows, NO KEY UPDATE, never waits. Index: the primary key.
 WITH named AS MATERIALIZED (
     SELECT *
@@ -43,7 +44,7 @@ k AS MATERIALIZED (
     SELECT named.*
     FROM named
     JOIN {relation} AS t ON {keys_match_named}
-    WHERE t.{status} IS NULL
+    WHERE num_nulls(t.{status}) = 1
     FOR NO KEY UPDATE OF t SKIP LOCKED
 ),
 queued AS (
@@ -53,16 +54,16 @@ queued AS (
         {size} = coalesce(t.{size}, pg_column_size(t.{payload}))
     FROM k
     WHERE {keys_match}
-        AND t.{status} IS NULL
+        AND num_nulls(t.{status}) = 1
     RETURNING k.position, t.xmin::text AS row_version
 )
 SELECT
-    named.position,
+    k.position,
     q.row_version,
     q.position IS NULL AND t.{status} IS NULL AS is_left
-FROM named
-JOIN {relation} AS t ON {keys_match_named}
-LEFT JOIN queued AS q ON q.position = named.position
+FROM named AS k
+CROSS JOIN LATERAL {row_of_key} AS t
+LEFT JOIN queued AS q ON q.position = k.position
 
 -- name: read_checkpoint
 -- Locks: none. Index: the primary key.

@@ -19,7 +19,7 @@ SELECT pg_advisory_xact_lock_shared(hashtextextended('offload_pipeline object ' 
 SELECT EXISTS (
     SELECT
     FROM unnest({key_arrays}) AS k ({key_names_bare})
-    JOIN {relation} AS t ON {keys_match}
+    CROSS JOIN LATERAL {row_of_key} AS t
     WHERE t.{object_key} = %(object_key)s
         AND t.{status} IN ('copied', 'in_storage')
 )

@@ -43,7 +43,7 @@ k AS MATERIALIZED (
     FROM named
     JOIN {relation} AS t ON {keys_match_named}
     WHERE t.xmin = named.xmin_read::xid
-        AND t.{status} = 'in_storage'
+        AND {current_status} = 'in_storage'
     FOR NO KEY UPDATE OF t SKIP LOCKED
 ),
 given_up AS (
@@ -58,7 +58,7 @@ given_up AS (
     FROM k
     WHERE {keys_match}
         AND t.xmin = k.xmin_read::xid
-        AND t.{status} = 'in_storage'
+        AND {current_status} = 'in_storage'
     RETURNING
         k.position,
         k.object_key,

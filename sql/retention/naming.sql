@@ -36,7 +36,7 @@ WHERE t.{column} = ANY(%(object_keys)s::text[])
 -- Index: the primary key.
 SELECT k.position
 FROM unnest({key_arrays}, %(object_keys)s::text[]) WITH ORDINALITY AS k ({key_names_bare}, object_key, position)
-JOIN {relation} AS t ON {keys_match}
+CROSS JOIN LATERAL {row_of_key} AS t
 WHERE t.{object_key} = k.object_key
 
 -- name: listed_as_expired

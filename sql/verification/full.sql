@@ -43,18 +43,27 @@ LIMIT %(page_rows)s
 
 -- name: copies_out_of_order
 -- Rows that the order of stored_at never comes to: without one, or stamped where no clock has been. Edited by hand.
--- Locks: none. Index: <table>_offload_copied and <table>_offload_stored, one for each condition.
+-- Locks: none. Index: <table>_offload_copied and <table>_offload_stored, once for each condition.
+WITH t AS MATERIALIZED (
+    SELECT t.*
+    FROM {relation} AS t
+    WHERE t.{status} = 'copied' AND t.{stored_at} IS NULL AND {is_tenant} AND {after_cursor}
+    UNION ALL
+    SELECT t.*
+    FROM {relation} AS t
+    WHERE t.{status} = 'in_storage' AND t.{stored_at} IS NULL AND {is_tenant} AND {after_cursor}
+    UNION ALL
+    SELECT t.*
+    FROM {relation} AS t
+    WHERE t.{status} = 'copied' AND t.{stored_at} > %(mark)s + interval '1 day' AND {is_tenant} AND {after_cursor}
+    UNION ALL
+    SELECT t.*
+    FROM {relation} AS t
+    WHERE t.{status} = 'in_storage' AND t.{stored_at} > %(mark)s + interval '1 day' AND {is_tenant} AND {after_cursor}
+)
 SELECT
     {named_object}
-FROM {relation} AS t
-WHERE {is_tenant}
-    AND (
-        (t.{status} = 'copied' AND t.{stored_at} IS NULL)
-        OR (t.{status} = 'in_storage' AND t.{stored_at} IS NULL)
-        OR (t.{status} = 'copied' AND t.{stored_at} > %(mark)s + interval '1 day')
-        OR (t.{status} = 'in_storage' AND t.{stored_at} > %(mark)s + interval '1 day')
-    )
-    AND {after_cursor}
+FROM t
 ORDER BY {keys}
 LIMIT %(page_rows)s
 

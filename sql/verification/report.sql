@@ -1,6 +1,7 @@
 -- name: sizes
--- Bytes of heap (with its maps), TOAST and indexes; pages and density as ANALYZE or VACUUM last saw them, which the
--- file's size now makes an estimate of. A partitioned table is the sum of its leaves.
+-- Bytes of heap (with its maps), TOAST and indexes, and an estimate of the rows: pages and density as ANALYZE or VACUUM
+-- last saw them, scaled to the file's size now, in which dead rows count as well; so no more than the counters of what
+-- was written since then say. A partitioned table is the sum of its leaves.
 -- Locks: ACCESS SHARE for an instant. Index: the catalog's.
 WITH part AS (
     SELECT
@@ -8,7 +9,13 @@ WITH part AS (
         c.reltoastrelid,
         c.relpages,
         c.reltuples,
-        pg_catalog.pg_relation_size(c.oid) AS main_bytes
+        pg_catalog.pg_relation_size(c.oid) AS main_bytes,
+        CASE WHEN num_nonnulls(
+            pg_catalog.pg_stat_get_last_vacuum_time(c.oid),
+            pg_catalog.pg_stat_get_last_autovacuum_time(c.oid),
+            pg_catalog.pg_stat_get_last_analyze_time(c.oid),
+            pg_catalog.pg_stat_get_last_autoanalyze_time(c.oid)
+        ) > 0 THEN pg_catalog.pg_stat_get_live_tuples(c.oid) END AS live_rows
     FROM pg_catalog.pg_class AS c
     WHERE c.oid = ANY(
         SELECT p.relid
@@ -27,9 +34,10 @@ SELECT
     coalesce(sum(pg_catalog.pg_total_relation_size(nullif(part.reltoastrelid, 0))), 0)::bigint AS toast_bytes,
     coalesce(sum(pg_catalog.pg_indexes_size(part.oid)), 0)::bigint AS index_bytes,
     coalesce(sum(part.main_bytes), 0)::bigint AS main_bytes,
-    CASE WHEN bool_and(part.relpages > 0 OR part.main_bytes = 0) THEN sum(
+    CASE WHEN bool_and(part.relpages > 0 OR part.main_bytes = 0) THEN sum(least(
+        part.live_rows,
         part.reltuples * part.main_bytes / nullif(part.relpages, 0) / current_setting('block_size')::integer
-    )::bigint END AS rows
+    ))::bigint END AS rows
 FROM part
 
 -- name: index_sizes
@@ -64,9 +72,12 @@ FROM part
 GROUP BY part.title
 
 -- name: count_rows
--- For a table of a few megabytes. Locks: none. Index: any, or the whole heap.
-SELECT count(*)
-FROM {relation}
+-- For a table of a few megabytes; with those whose payload was restored and is held. Locks: none. Reads the heap.
+SELECT
+    count(*),
+    count(*) FILTER (WHERE t.{status} = 'inline' AND t.{size} IS NOT NULL),
+    coalesce(sum(t.{size}) FILTER (WHERE t.{status} = 'inline'), 0)::bigint
+FROM {relation} AS t
 
 -- name: count_in_state
 -- For an index of a few megabytes. Locks: none. Index: <table>_offload_unseen or <table>_offload_stored.

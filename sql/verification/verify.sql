@@ -72,7 +72,7 @@ LIMIT %(page_rows)s
 SELECT
     {named_object}
 FROM unnest({key_arrays}) AS k ({key_names_bare})
-JOIN {relation} AS t ON {keys_match}
+CROSS JOIN LATERAL {row_of_key} AS t
 WHERE t.{status} IN ('copied', 'in_storage')
     AND {is_tenant}
 
@@ -84,7 +84,7 @@ SELECT
     t.{status},
     encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex')
 FROM unnest({key_arrays}, %(object_keys)s::text[]) WITH ORDINALITY AS k ({key_names_bare}, object_key, position)
-JOIN {relation} AS t ON {keys_match}
+CROSS JOIN LATERAL {row_of_key} AS t
 WHERE t.{object_key} IS NOT DISTINCT FROM k.object_key
     AND t.{status} IN ('copied', 'in_storage')
 

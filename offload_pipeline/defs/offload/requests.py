@@ -28,11 +28,12 @@ _UNFINISHED = [
 
 @dataclass
 class PendingPartition:
-    """What waits in one Dagster partition, to be copied or to be released: one tenant's rows, or a bucket's."""
+    """What waits in one Dagster partition, a tenant's rows or a bucket's; `rows_copied` of them only to be released."""
 
     table: str
     tenant_key: str
     rows: int = 0
+    rows_copied: int = 0
     oldest: datetime | None = None
     age_seconds: float = 0.0
 
@@ -69,12 +70,14 @@ def look_at_queue(pipeline: Pipeline) -> QueueLook:
             queue = pipeline.pending(connection, table)
             tenant_keys.update(partition_key(tenant, buckets) for tenant in pipeline.tenants(connection, table, queue))
             max_attempts = pipeline.config.offload.max_attempts
-            for waiting in (*queue, *unreleased_by_tenant(connection, table, max_attempts)):
+            unreleased = unreleased_by_tenant(connection, table, max_attempts)
+            for waiting, is_copied in [(one, False) for one in queue] + [(one, True) for one in unreleased]:
                 if waiting.tenant is None:
                     continue
                 key = partition_key(waiting.tenant, buckets)
                 one = pending.setdefault((table.name, key), PendingPartition(table.name, key))
                 one.rows += waiting.rows
+                one.rows_copied += waiting.rows if is_copied else 0
                 if waiting.age_seconds() >= one.age_seconds:
                     one.oldest, one.age_seconds = waiting.oldest, waiting.age_seconds()
     return QueueLook(

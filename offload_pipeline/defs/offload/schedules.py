@@ -16,7 +16,7 @@ def offload_schedules(config: Config) -> list[ScheduleDefinition]:
 
     @schedule(cron_schedule="*/5 * * * *", job_name=OFFLOAD_JOB)
     def every_five_minutes(context: ScheduleEvaluationContext, pipeline: PipelineResource) -> Sequence[RunRequest]:
-        """Asks for every partition with pending rows, oldest first, as many as a sensor tick would."""
+        """Asks for every partition with rows to copy or to release, oldest first, as many as a sensor tick would."""
         look = look_at_queue(pipeline.pipeline)
         context.instance.add_dynamic_partitions(TENANT_PARTITIONS, look.tenant_keys)
         return run_requests(context.instance, look.pending, config.offload.max_runs_per_tick)

@@ -12,7 +12,7 @@ from dagster import (
 
 from offload_pipeline.config import Config
 from offload_pipeline.defs.offload.jobs import OFFLOAD_JOB
-from offload_pipeline.defs.offload.requests import look_at_queue, run_requests
+from offload_pipeline.defs.offload.requests import QueueLook, look_at_queue, run_requests
 from offload_pipeline.defs.partition_keys import TENANT_PARTITIONS
 from offload_pipeline.defs.resources import PipelineResource
 
@@ -28,13 +28,16 @@ def offload_sensors(config: Config) -> list[SensorDefinition]:
         default_status=DefaultSensorStatus.RUNNING if is_on else DefaultSensorStatus.STOPPED,
     )  # fmt: skip
     def pending_queue_sensor(context: SensorEvaluationContext, pipeline: PipelineResource) -> SensorResult:
-        """Partitions whose oldest row waits longer than `max_age_minutes` or with `min_pending` rows, oldest first."""
+        """Partitions with a row that waits longer than `max_age_minutes`, or `min_pending` rows; oldest first.
+
+        Rows wait to be copied, or, copied by a launch that ended there, to be verified and released.
+        """
         look = look_at_queue(pipeline.pipeline)
         known = set(context.instance.get_dynamic_partitions(TENANT_PARTITIONS))
         new = [key for key in look.tenant_keys if key not in known]
         due = [one for one in look.pending if one.is_due(config.offload)]
         requests = run_requests(context.instance, due, config.offload.max_runs_per_tick)
-        reason = f"{sum(one.rows for one in look.pending)} rows pending, {len(due)} partitions due, none free"
+        reason = _reason(look, len(due))
         if look.not_installed:
             reason += f"; not installed: {', '.join(look.not_installed)} (run: offload install)"
             context.log.warning(reason)
@@ -45,3 +48,12 @@ def offload_sensors(config: Config) -> list[SensorDefinition]:
         )
 
     return [pending_queue_sensor]
+
+
+def _reason(look: QueueLook, due: int) -> str:
+    """Why nothing is asked for."""
+    copied = sum(one.rows_copied for one in look.pending)
+    waiting = f"{sum(one.rows for one in look.pending) - copied:,} rows to copy, {copied:,} to verify and release"
+    if not due:
+        return f"{waiting}; no partition is due"
+    return f"{waiting}; due: {due:,}, a run is under way for each"

@@ -1,20 +1,25 @@
 """The sensor finds tenants and asks for runs: what is due, oldest first, at most once at a time."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
-from dagster import DagsterRun, DagsterRunStatus, RunRequest
+from dagster import AssetKey, AssetSelection, DagsterRun, DagsterRunStatus, Definitions, RunRequest, define_asset_job
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.utils import make_new_run_id
+from psycopg import sql
 
+from offload_pipeline.database.statements import statement
 from offload_pipeline.defs.offload.requests import ASK_AGAIN_SECONDS, look_at_queue, run_requests
-from offload_pipeline.defs.partition_keys import TENANT_PARTITIONS
-from offload_pipeline.errors import UserError
+from offload_pipeline.defs.partition_keys import TENANT_PARTITIONS, key_of
+from offload_pipeline.errors import PermanentError, UserError
+from offload_pipeline.offload.claims import Partition
+from offload_pipeline.offload.failures import Failure, record_failures
 from offload_pipeline_tests.defs.conftest import MakeProject
-from offload_pipeline_tests.defs.project import Project, closed_endpoint, write_config
+from offload_pipeline_tests.defs.project import QUIET, Project, closed_endpoint, write_config
 from offload_pipeline_tests.factories import make_table
 
 EVERYTHING_IS_DUE = {"max_age_minutes": 0}
@@ -69,7 +74,7 @@ def test_an_empty_queue_is_skipped_with_a_reason(project: Project) -> None:
     data = project.tick()
     assert not data.run_requests
     assert not data.dynamic_partitions_requests
-    assert data.skip_message == "0 rows pending, 0 partitions due, none free"
+    assert data.skip_message == "0 rows to copy, 0 to verify and release; no partition is due"
     assert data.cursor is None, "a cursor that grows with the tenants would grow for ever"
 
 
@@ -143,7 +148,7 @@ def test_a_tick_with_everything_in_flight_says_so(make_project: MakeProject) -> 
     run_in_flight(project, "notices|acme", DagsterRunStatus.STARTED)
     data = project.tick()
     assert not data.run_requests
-    assert data.skip_message == "3 rows pending, 1 partitions due, none free"
+    assert data.skip_message == "3 rows to copy, 0 to verify and release; due: 1, a run is under way for each"
 
 
 def test_the_same_queue_in_the_same_window_has_the_same_run_key(project: Project) -> None:
@@ -255,6 +260,111 @@ def test_a_database_that_is_down_fails_the_tick_in_one_line_without_the_password
 def test_a_table_that_is_not_installed_is_named_and_fails_no_tick(project: Project) -> None:
     project.connection.execute("ALTER TABLE notices RENAME payload_storage_status TO other")
     assert (project.tick().skip_message or "").endswith("not installed: notices (run: offload install)")
+
+
+def copied_alone(project: Project, tenant: str = "acme") -> Partition:
+    """What a launch of `payload_objects` and its check leaves behind: copies, verified, all payloads in their rows."""
+    with project.pipeline.connect() as connection:
+        (partition,) = project.pipeline.partitions(connection, "notices", tenant)
+    project.pipeline.copy(partition, "no release")
+    assert project.pipeline.verify(partition, "no release").passed
+    return partition
+
+
+def test_what_payload_objects_alone_has_copied_is_released_by_the_run_that_the_sensor_asks_for(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(offload={"max_age_minutes": 5})
+    insert(project, "acme", rows=3)
+    before = project.hashes()
+    project.run("pending_job")
+    selected = project.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        partition_key=key_of("notices", "acme"), instance=project.instance, run_config=QUIET,
+        asset_selection=[AssetKey("payload_objects")],
+    )  # fmt: skip
+    assert selected.success
+    assert set(project.statuses().values()) == {"copied"}
+    assert project.tick().skip_message == "0 rows to copy, 3 to verify and release; no partition is due"
+
+    project.connection.execute("UPDATE notices SET payload_stored_at = payload_stored_at - interval '10 minutes'")
+    (request,) = project.tick().run_requests or []
+    assert project.run_request(request).success
+    assert set(project.statuses().values()) == {"in_storage"}
+    assert asked(project) == []
+    project.assert_nothing_is_lost(before)
+
+
+def test_with_released_payloads_the_selection_copies_verifies_and_releases(project: Project) -> None:
+    insert(project, "acme", rows=3)
+    project.run("pending_job")
+    before = project.hashes()
+    both = define_asset_job("both", AssetSelection.assets("payload_objects", "released_payloads"))
+    chosen = Definitions.merge(project.definitions, Definitions(jobs=[both]))
+    assert replace(project, definitions=chosen).run("both").success
+    assert set(project.statuses().values()) == {"in_storage"}
+    project.assert_nothing_is_lost(before)
+
+
+def test_the_schedule_asks_for_copies_to_be_released(project: Project) -> None:
+    insert(project, "acme")
+    copied_alone(project)
+    assert [request.partition_key for request in requests_now(project)] == ["notices|acme"]
+
+
+def test_copies_that_are_to_stay_in_their_rows_are_not_asked_for(
+    make_project: MakeProject, connection: psycopg.Connection
+) -> None:
+    table = make_table(connection, threshold_bytes=0, after_copy="keep")
+    project = make_project([table], offload=EVERYTHING_IS_DUE)
+    insert(project, "acme")
+    copied_alone(project)
+    assert asked(project) == []
+
+
+def test_a_copy_that_release_has_given_up_is_not_asked_for_and_does_not_hide_the_others(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(offload=EVERYTHING_IS_DUE)
+    insert(project, "acme", rows=2)
+    acme = copied_alone(project)
+    refused = Failure(("1",), None, PermanentError("no"))
+    with project.pipeline.connect() as connection:
+        record_failures(connection, acme, "release", [refused])
+    (request,) = project.tick().run_requests or []
+    assert str(request.run_key).startswith("notices|acme|1@")
+    project.connection.execute("DELETE FROM notices WHERE id = 2")
+    assert asked(project) == []
+
+
+def test_a_copy_that_a_run_could_not_free_is_asked_for_once_in_a_window(make_project: MakeProject) -> None:
+    project = make_project(offload=EVERYTHING_IS_DUE)
+    insert(project, "acme")
+    copied_alone(project)
+    assert asked(project) == ["notices|acme"]
+    with psycopg.connect(project.pipeline.database.url) as application:
+        application.execute("SELECT FROM notices FOR UPDATE")
+        (request,) = requests_now(project)
+        assert project.run_request(request).success
+        assert set(project.statuses().values()) == {"copied"}, "the application holds it"
+        assert [again.run_key for again in requests_now(project)] == [request.run_key], "which Dagster runs but once"
+    (later,) = requests_now(project, IN_A_WINDOW + ASK_AGAIN_SECONDS)
+    assert later.run_key != request.run_key
+    assert project.run_request(later).success
+    assert set(project.statuses().values()) == {"in_storage"}
+
+
+def test_looking_for_copies_to_release_reads_the_index_alone(project: Project) -> None:
+    insert(project, "acme", rows=2000)
+    copied_alone(project)
+    project.connection.execute("VACUUM (ANALYZE) notices")
+    with project.pipeline.connect() as connection:
+        table = project.pipeline.table(connection, "notices")
+        connection.execute("SET enable_seqscan = off")
+        plan = connection.execute(
+            sql.SQL("EXPLAIN {}").format(statement("offload/queue", "unreleased_by_tenant", table.names())),
+            {"table": "notices", "max_attempts": 8, "release_delay": timedelta(0)},
+        ).fetchall()
+    assert any("Index Only Scan using notices_offload_copied" in line for (line,) in plan), plan
 
 
 def test_copies_that_a_killed_run_left_unreleased_are_asked_for(project: Project) -> None:
