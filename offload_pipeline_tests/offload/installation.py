@@ -142,16 +142,26 @@ class Installation:
 
 
 def let_time_pass(connection: Connection) -> None:
-    """As long as the next attempt of each failed row has to wait, and a deletion may be on its way."""
-    connection.execute(
-        """
-        UPDATE payload_offload_failures SET
-            first_failed_at = first_failed_at - (next_attempt_at - last_failed_at),
-            last_failed_at = last_failed_at - (next_attempt_at - last_failed_at),
-            next_attempt_at = last_failed_at
-        """
-    )
-    connection.execute("UPDATE payload_offload_deleted SET asked_at = asked_at - %s", (LINGERING,))
+    """As long as the next attempt of each failed row has to wait, and a deletion may be on its way.
+
+    Line by line: workers that are under way take the same lines in an order of their own.
+    """
+    lines = "SELECT table_name, tenant_id, primary_key, stage FROM payload_offload_failures"
+    for line in connection.execute(lines).fetchall():
+        connection.execute(
+            """
+            UPDATE payload_offload_failures SET
+                first_failed_at = first_failed_at - (next_attempt_at - last_failed_at),
+                last_failed_at = last_failed_at - (next_attempt_at - last_failed_at),
+                next_attempt_at = last_failed_at
+            WHERE (table_name, tenant_id, primary_key, stage) = (%s, %s, %s, %s)
+            """,
+            line,
+        )
+    for (key,) in connection.execute("SELECT object_key FROM payload_offload_deleted").fetchall():
+        connection.execute(
+            "UPDATE payload_offload_deleted SET asked_at = asked_at - %s WHERE object_key = %s", (LINGERING, key)
+        )
 
 
 def plain(store: ObjectStore) -> ObjectStore:

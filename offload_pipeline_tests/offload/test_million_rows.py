@@ -52,6 +52,7 @@ class Look:
     """One moment of a backfill, seen from outside."""
 
     seconds: float
+    cpu_seconds: float
     copied: int
     released: int
     megabytes: float
@@ -87,7 +88,9 @@ class Backfill:
         while process.status() != psutil.STATUS_ZOMBIE:
             copied, released = self.done("copy"), self.done("release")
             megabytes = process.memory_info().rss / 1e6
-            yield Look(time.monotonic() - started, copied, released, megabytes, int(self.one(WORK)))
+            cpu = process.cpu_times()
+            seconds = time.monotonic() - started
+            yield Look(seconds, cpu.user + cpu.system, copied, released, megabytes, int(self.one(WORK)))
             if until_rows is not None and copied >= until_rows:
                 return
             pause.wait(LOOK_SECONDS)
@@ -110,10 +113,12 @@ def tenths(looks: list[Look], step: str, rows: int) -> tuple[list[Look], list[Lo
     return at_work[: max(2, beginning)], at_work[-max(2, end) :]
 
 
-def per_row(looks: list[Look], step: str) -> tuple[float, float]:
-    """Milliseconds and blocks."""
-    rows = getattr(looks[-1], step) - getattr(looks[0], step)
-    return (looks[-1].seconds - looks[0].seconds) / rows * 1e3, (looks[-1].blocks - looks[0].blocks) / rows
+def per_row(looks: list[Look], step: str) -> tuple[float, float, float]:
+    """Milliseconds, of which our own CPU's, and blocks."""
+    first, last = looks[0], looks[-1]
+    rows = getattr(last, step) - getattr(first, step)
+    milliseconds = (last.seconds - first.seconds) / rows * 1e3
+    return milliseconds, (last.cpu_seconds - first.cpu_seconds) / rows * 1e3, (last.blocks - first.blocks) / rows
 
 
 def peak_megabytes(looks: list[Look]) -> float:
@@ -173,10 +178,11 @@ def assert_work_is_flat(looks: list[Look], step: str, rows: int) -> str:
     The server counts blocks with a delay of a second, so that a short step tells nothing of them.
     """
     first, last = tenths(looks, step, rows)
-    (milliseconds, blocks), (milliseconds_later, blocks_later) = per_row(first, step), per_row(last, step)
+    (wall, cpu, blocks), (wall_later, cpu_later, blocks_later) = per_row(first, step), per_row(last, step)
     figures = (
-        f"{step}: {milliseconds:.3f} ms a row in the first tenth, {milliseconds_later:.3f} in the last"
-        f" (ratio {milliseconds_later / milliseconds:.2f}), {blocks:.1f} blocks a row and {blocks_later:.1f}"
+        f"{step}, a row in the first tenth and in the last: {wall:.3f} ms and {wall_later:.3f} (ratio"
+        f" {wall_later / wall:.2f}), of it {cpu:.3f} ms of our CPU and {cpu_later:.3f}, {blocks:.1f} blocks and"
+        f" {blocks_later:.1f}"
     )
     if first[-1].seconds - first[0].seconds > LONG_SECONDS:
         assert blocks_later < blocks * GROWTH_OF_WORK, figures
