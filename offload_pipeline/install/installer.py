@@ -228,10 +228,11 @@ def _functions(
 
 
 def _is_wanted(table: Table, name: str, found: CalledFunction | None, *, is_only: bool) -> bool:
-    """A name that tables share stays with the installed one that had it first."""
-    if found and found.is_ours and found.other_table and name in (PLAIN_MOVE, _alias(table)):
+    """A name that tables share stays with the installed one that had it first, until the table comes that it is for."""
+    is_plain = name in (PLAIN_MOVE, _alias(table))
+    if found and found.is_ours and found.other_table and is_plain and not _has_plain_names(table):
         return False
-    if name != PLAIN_MOVE or is_only or _folded(table) == PLAIN_NAMES_FOR:
+    if name != PLAIN_MOVE or is_only or _has_plain_names(table):
         return True
     return found is not None and found.is_ours and found.reads_this_table
 
@@ -242,13 +243,17 @@ def _in_the_way(table: Table, signature: str, found: CalledFunction | None) -> I
         return
     if not found.is_ours:
         raise not_ours(signature)
-    if found.other_table:
+    if found.other_table and not _has_plain_names(table):
         raise UserError(
             f"{table.name}: the function {signature} is that of the table {found.other_table}; "
             "give the newer one another name"
         )
     if found.result != table.payload_type:
         yield statement("install/uninstall", "drop_function", {"function": sql.SQL(signature)})
+
+
+def _has_plain_names(table: Table) -> bool:
+    return _folded(table) == PLAIN_NAMES_FOR
 
 
 def _function_names(table: Table) -> Iterator[tuple[str, str, str]]:
