@@ -24,7 +24,7 @@ GRACE = timedelta(seconds=20)
 # As always longer than a request can be late (see LATE_SECONDS of the proxy); as never, seconds.
 LINGERING = timedelta(seconds=10)
 # Drained most of the time, so that there is something in storage for the others.
-SHARES = {"drain": 8, "collect": 4, "expire": 2, "write": 4, "restore": 1}
+SHARES = {"drain": 8, "collect": 4, "expire": 3, "write": 3, "restore": 4}
 
 Done = dict[str, int]
 
