@@ -20,6 +20,7 @@ class Explained:
     statement: str
     blocks: int
     plan: dict[str, Any]
+    is_compiled: bool
 
     def most_rows(self, relation: str) -> float:
         """Of all scans of a relation or its indexes, the rows that the largest one went through."""
@@ -70,5 +71,7 @@ def _explain(connection: psycopg.Connection, query: sql.Composed, params: Any) -
     with connection.transaction(force_rollback=True), psycopg.Cursor(connection) as cursor:
         found = cursor.execute(_EXPLAIN + query, params).fetchone()
         assert found is not None
-        plan = found[0][0]["Plan"]
-        return Explained(query.as_string(connection), plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], plan)
+        document = found[0][0]
+        plan = document["Plan"]
+        blocks = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+        return Explained(query.as_string(connection), blocks, plan, "JIT" in document)

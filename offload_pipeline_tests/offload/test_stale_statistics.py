@@ -57,6 +57,7 @@ def assert_batches_read_their_own_rows(database: ExplainingDatabase) -> None:
     assert len({one.statement for one in database.explained}) >= 5
     for one in database.explained:
         assert one.most_rows("notices") <= MOST_ROWS, f"{one.statement}\n{one.plan}"
+        assert not one.is_compiled, one.statement
 
 
 def test_draining_old_rows(loaded: Installation) -> None:
