@@ -20,6 +20,8 @@ STATEMENT_LIMIT = timedelta(minutes=10)
 # Long enough for an application's ordinary transaction, short enough not to queue others behind us.
 LOCK_LIMIT = timedelta(seconds=5)
 
+HOW_TO_BE_GRANTED = "grant it (offload doctor names the GRANT), or connect as a role that may"
+
 # Pages are walked along an index that is in their order. Where statistics are older than the rows, the planner takes
 # what lies ahead for a handful, and would read and sort all of it for every page. A sort that cannot be done without is
 # priced at 10**10 before PostgreSQL 18, which alone would have each small statement compiled, for 200 ms.
@@ -46,9 +48,6 @@ _NOT_ABOUT_ROWS = (
     errors.QueryCanceled, errors.ReadOnlySqlTransaction, errors.TooManyConnections, errors.UndefinedColumn,
     errors.UndefinedFunction, errors.UndefinedTable,
 )  # fmt: skip
-
-
-HOW_TO_BE_GRANTED = "grant it (offload doctor names the GRANT), or connect as a role that may"
 
 
 @dataclass(frozen=True)

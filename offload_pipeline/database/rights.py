@@ -63,17 +63,16 @@ def load_grant(connection: Connection) -> str | None:
 def _grants(connection: Connection, rights: Sequence[_Right]) -> list[str]:
     names = ("schemas", "tables", "columns", "privileges")
     bound = dict(zip(names, map(list, zip(*rights, strict=True)), strict=True))
-    lacking: dict[str, list[str]] = {}
-    role = ""
-    for name, is_schema, privilege, role in connection.execute(statement("database/rights", "lacking"), bound):  # noqa: B007
-        lacking.setdefault(f"SCHEMA {name}" if is_schema else name, []).append(privilege)
-    return [f"GRANT {privileges} ON {objects} TO {role}" for privileges, objects in _together(lacking)]
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for name, is_schema, privilege, role in connection.execute(statement("database/rights", "lacking"), bound):
+        lacking.setdefault((role, f"SCHEMA {name}" if is_schema else name), []).append(privilege)
+    return list(_together(lacking))
 
 
-def _together(lacking: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    """Privileges and the objects that they lack on, those with the same ones in one statement."""
-    by_privileges: dict[str, list[str]] = {}
-    for name, privileges in lacking.items():
-        by_privileges.setdefault(", ".join(privileges), []).append(name)
-    for together, objects in by_privileges.items():
-        yield together, ", ".join(objects)
+def _together(lacking: dict[tuple[str, str], list[str]]) -> Iterator[str]:
+    """The statements; objects on which the same privileges lack, in one."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for (role, name), privileges in lacking.items():
+        together.setdefault((role, ", ".join(privileges)), []).append(name)
+    for (role, shared), names in together.items():
+        yield f"GRANT {shared} ON {', '.join(names)} TO {role}"

@@ -221,39 +221,38 @@ def _functions(
             continue
         comment = {"called": signature, "fingerprint": sql.Literal(wanted)}
         statements += [
-            *_in_the_way(table, signature.as_string(connection), found), create,
+            *_in_the_way(table, name, signature.as_string(connection), found), create,
             statement("install/table", "comment_on_function", comment),
         ]  # fmt: skip
     return statements
 
 
 def _is_wanted(table: Table, name: str, found: CalledFunction | None, *, is_only: bool) -> bool:
-    """A name that tables share stays with the installed one that had it first, until the table comes that it is for."""
-    is_plain = name in (PLAIN_MOVE, _alias(table))
-    if found and found.is_ours and found.other_table and is_plain and not _has_plain_names(table):
-        return False
-    if name != PLAIN_MOVE or is_only or _has_plain_names(table):
+    """A name that tables share stays with the installed one that had it first; the plain one, until its table comes."""
+    has_plain_name = _folded(table) == PLAIN_NAMES_FOR
+    if found and found.is_ours and found.other_table:
+        if name == PLAIN_MOVE:
+            return has_plain_name
+        if name == _alias(table):
+            return False
+    if name != PLAIN_MOVE or is_only or has_plain_name:
         return True
     return found is not None and found.is_ours and found.reads_this_table
 
 
-def _in_the_way(table: Table, signature: str, found: CalledFunction | None) -> Iterator[sql.Composed]:
+def _in_the_way(table: Table, name: str, signature: str, found: CalledFunction | None) -> Iterator[sql.Composed]:
     """One of ours that returns another type makes room, as it cannot be replaced. UserError for others."""
     if found is None:
         return
     if not found.is_ours:
         raise not_ours(signature)
-    if found.other_table and not _has_plain_names(table):
+    if found.other_table and name != PLAIN_MOVE:
         raise UserError(
             f"{table.name}: the function {signature} is that of the table {found.other_table}; "
             "give the newer one another name"
         )
     if found.result != table.payload_type:
         yield statement("install/uninstall", "drop_function", {"function": sql.SQL(signature)})
-
-
-def _has_plain_names(table: Table) -> bool:
-    return _folded(table) == PLAIN_NAMES_FOR
 
 
 def _function_names(table: Table) -> Iterator[tuple[str, str, str]]:

@@ -234,3 +234,19 @@ def test_a_table_does_not_take_the_function_that_bears_its_own_name_from_another
     install(activities)
     with pytest.raises(UserError, match=r"^activity: .* is that of the table activities; give the newer one another"):
         install(activity)
+
+
+def test_activities_take_the_plain_functions_from_nobody_whose_own_they_are(
+    connection: psycopg.Connection, database_url: str, local_store_url: str
+) -> None:
+    """Only `move_payload_to_storage` goes over to `activities`: the other names may be another table's only ones."""
+    activity, activities = (
+        make_pipeline(database_url, local_store_url, [make_table(connection, name=name, relation=f"public.{name}")])
+        for name in ("activity", "activities")
+    )
+    install(activity)
+    mine = functions(connection)["get_activity_payload(bigint)"]
+    install(activities)
+    assert functions(connection)["get_activity_payload(bigint)"] == mine
+    assert '"activities"' in functions(connection)[MOVE]
+    assert install(activity) == install(activities) == []
