@@ -198,7 +198,8 @@ class Pipeline:
         announce: Announce = announce_nothing,
     ) -> ReleaseResult:  # fmt: skip
         """Frees what verification has passed, or of that the one row."""
-        options = ReleaseOptions(self.store.url, self.config.offload.max_attempts, key)
+        offload = self.config.offload
+        options = ReleaseOptions(self.store.url, offload.max_attempts, offload.batches_in_flight, key)
         pressure = self.pressure(partition.table, announce)
         return release_partition(self.database, partition, options, run_id, progress, pressure)
 

@@ -155,7 +155,7 @@ class Table:
             sql.SQL(template).format(
                 column=sql.Identifier(column.name), type=sql.SQL(column.type), k=sql.Identifier(name),
                 bound=sql.Placeholder(name), after=sql.Placeholder(f"after_{name}"),
-                chosen=sql.Placeholder(f"chosen_{name}"),
+                through=sql.Placeholder(f"through_{name}"), chosen=sql.Placeholder(f"chosen_{name}"),
             )
             for column, name in zip(self.key_columns, self._key_names, strict=True)
         ]  # fmt: skip
@@ -184,6 +184,17 @@ class Table:
             sql.Identifier(self.config.columns.stored_at), self._each_key("t.{column}", ", "),
             sql.Placeholder("after_stored_at"), self._each_key("{after}::{type}", ", "),
         )  # fmt: skip
+
+    def through_position(self) -> sql.Composable:
+        """The condition up to and with a row in that order. Bound by `through_parameters`."""
+        return sql.SQL("(t.{}, {}) <= ({}, {})").format(
+            sql.Identifier(self.config.columns.stored_at), self._each_key("t.{column}", ", "),
+            sql.Placeholder("through_stored_at"), self._each_key("{through}::{type}", ", "),
+        )  # fmt: skip
+
+    def through_parameters(self, key: Key) -> dict[str, str]:
+        """The bound key of `through_position`."""
+        return {f"through_{name}": part for name, part in zip(self._key_names, key, strict=True)}
 
     def is_key(self, key: Key | None) -> sql.Composable:
         """The condition for one row; all rows without a key. Bound by `chosen_parameters`."""

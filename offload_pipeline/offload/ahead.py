@@ -16,7 +16,7 @@ from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.packing import Compression, pack
 from offload_pipeline.offload.reservoir import Reservoir
 from offload_pipeline.offload.stored import PAGE_ROWS
-from offload_pipeline.offload.unseen import measure, read_checkpoint
+from offload_pipeline.offload.unseen import read_checkpoint
 
 # Payloads of one table are alike: so many tell the ratio to a few percent, and are packed in a second or two.
 SAMPLE_ROWS = 300
@@ -86,7 +86,7 @@ def _pages(
     while unseen and not is_complete and (page := _page(connection, partition, "unseen_page", cursor, max_attempts)):
         keys = [table.key_in(row) for row in page]
         with transaction(connection):
-            measured = measure(connection, partition, keys)
+            measured = _measure(connection, partition, keys)
         yield len(keys), measured
         cursor = keys[-1]
     cursor = None
@@ -164,3 +164,34 @@ def _one(connection: Connection, name: str, names: dict[str, sql.Composable], bo
     found = connection.execute(statement("offload/ahead", name, names), bound).fetchone()
     assert found is not None  # noqa: S101 - an aggregate returns one row
     return int(found[0])
+
+
+def _measure(connection: Connection, partition: Partition, keys: list[Key]) -> list[tuple[Key, int]]:
+    """Never-seen keys above the threshold with their payload bytes; 0 bytes for what cannot be measured.
+
+    Within the caller's transaction.
+    """
+    if not keys:
+        return []
+    try:
+        with connection.transaction():
+            return _sizes(connection, partition, keys)
+    except psycopg.Error as error:
+        if not is_about_the_rows(error, connection):
+            raise
+        if len(keys) == 1:
+            return [(keys[0], 0)]
+        return [found for key in keys for found in _measure(connection, partition, [key])]
+
+
+def _sizes(connection: Connection, partition: Partition, keys: list[Key]) -> list[tuple[Key, int]]:
+    table = partition.table
+    rows = connection.execute(
+        statement("offload/ahead", "measure", table.names()),
+        {
+            **partition.parameters(),
+            **table.key_parameters(keys),
+            "threshold_bytes": table.config.threshold_bytes,
+        },
+    )
+    return [(keys[position - 1], size) for position, size in rows]

@@ -2,6 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
 import psycopg
@@ -46,16 +47,20 @@ class ClaimedRow:
     payload: bytes = field(repr=False)
 
 
+def _nothing() -> Generator["Batch", None, None]:
+    yield from ()
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Claimed rows, those that could not even be read (key, xmin, why), and claimed keys to be read afterwards.
+    """Claimed rows, those that could not even be read (key, xmin, why), and more of both, read as they are asked for.
 
     `rows_passed` counts what the queue or scan went through for it, small rows and those of other workers included.
     """
 
     rows: list[ClaimedRow]
     unreadable: list[tuple[Key, str | None, Exception]]
-    rest: list[list[Key]] = field(default_factory=list)
+    rest: Generator["Batch", None, None] = field(default_factory=_nothing)
     rows_passed: int = 0
 
 

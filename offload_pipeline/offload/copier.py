@@ -1,5 +1,6 @@
 """Copying: pack, upload, read back, record. The payload stays in the row; the row only gains a pointer."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -172,9 +173,10 @@ class _Copier:
     def _copy(self, connection: Connection, batch: Batch) -> _Outcome:
         """Everything is stored before anything is recorded: no row lock may last for an upload."""
         stored, failures, claimed = self._store_rows(batch)
-        for keys in batch.rest:
-            more, failed, read = self._store_rows(self._batches.read(connection, keys))
-            stored, failures, claimed = stored + more, failures + failed, claimed | read
+        with contextlib.closing(batch.rest) as rest:
+            for piece in rest:
+                more, failed, read = self._store_rows(piece)
+                stored, failures, claimed = stored + more, failures + failed, claimed | read
         recorded, refused = self._record(connection, stored)
         not_copied = claimed - {item.key for item in recorded}
         return _Outcome(recorded, [*failures, *refused], list(not_copied))

@@ -1,14 +1,16 @@
 """Release: frees payloads that verification has passed, by PostgreSQL's own hash, in the statement that frees them."""
 
-import contextlib
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import psycopg
 from psycopg import Connection, sql
 
 from offload_pipeline.database.back_pressure import BackPressure
-from offload_pipeline.database.connection import Database, database_failures, is_about_the_rows, transaction
+from offload_pipeline.database.connection import Database, is_about_the_rows, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import GUARD_TRIGGER, Key, Table
 from offload_pipeline.errors import ObjectDamagedError, ReleaseUndoneError
@@ -16,6 +18,7 @@ from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
 from offload_pipeline.offload.requeue import requeue
+from offload_pipeline.offload.workers import Workers
 
 # PostgreSQL prints and hashes a page before it locks a row of it; the locks last for the update alone.
 PAGE_ROWS = 200
@@ -32,9 +35,20 @@ class ReleaseResult:
     rows_failed: int = 0
 
 
+Position = tuple[datetime, Key]
+"""A row's place in the order in which copies are released: by `stored_at`, then by key."""
+
+
 @dataclass(frozen=True)
 class _Page:
-    last: tuple[datetime, Key]
+    """Copies behind one position, up to and with another."""
+
+    after: Position | None
+    through: Position
+
+
+@dataclass(frozen=True)
+class _Freed:
     released: list[Key] = field(default_factory=list)
     released_bytes: int = 0
     mismatched: list[Key] = field(default_factory=list)
@@ -47,6 +61,7 @@ class ReleaseOptions:
 
     store_url: str
     max_attempts: int
+    batches_in_flight: int
     key: Key | None = None
 
 
@@ -56,81 +71,88 @@ def release_partition(
 ) -> ReleaseResult:  # fmt: skip
     """Frees what `verified_through` covers; nothing for a table with `after_copy: keep`.
 
-    No page is begun while there is `pressure`. Raises TransientError when the database fails; every page already
-    committed stays freed and was sound.
+    Several pages are in flight, each a short transaction: PostgreSQL prints and hashes them, on one core each. None is
+    begun while there is `pressure`. Raises TransientError when the database fails; every page already committed stays
+    freed and was sound.
     """
     result = ReleaseResult()
-    if partition.table.config.after_copy == "keep":
-        return result
-    with database_failures(partition), contextlib.closing(database.connect()) as connection:
-        _Releaser(connection, partition, options, run_id, progress, pressure, result).work()
+    if partition.table.config.after_copy != "keep":
+        workers = Workers(database, partition, pressure)
+        releaser = _Releaser(partition, options, run_id, progress, result)
+        workers.run(releaser.release_next, options.batches_in_flight)
     return result
 
 
 class _Releaser:
+    """What the workers of one pass share."""
+
     def __init__(
-        self, connection: Connection, partition: Partition, options: ReleaseOptions, run_id: str,
-        progress: Progress, pressure: BackPressure | None, result: ReleaseResult,
-    ) -> None:  # fmt: skip
-        self._connection, self._partition, self._run_id = connection, partition, run_id
-        self._progress, self._pressure, self._result = progress, pressure, result
-        self._options = options
+        self, partition: Partition, options: ReleaseOptions, run_id: str, progress: Progress, result: ReleaseResult
+    ) -> None:
+        self._partition, self._options, self._run_id = partition, options, run_id
+        self._progress, self._result = progress, result
         self._placeholder = placeholder(partition.table, options.store_url)
+        self._last: Position | None = None
+        self._turn, self._lock = threading.Lock(), threading.Lock()
 
-    def work(self) -> None:
-        cursor: tuple[datetime, Key] | None = None
-        while True:
-            if self._pressure is not None:
-                self._pressure.wait(self._connection)
-            try:
-                page = self._release_page(cursor, PAGE_ROWS)
-                cursor = page.last if page else None
-            except (psycopg.Error, ReleaseUndoneError) as error:
-                if isinstance(error, psycopg.Error) and not is_about_the_rows(error, self._connection):
-                    raise
-                cursor = self._release_one_by_one(cursor)
-            if cursor is None:
-                return
-
-    def _release_page(self, cursor: tuple[datetime, Key] | None, page_rows: int) -> _Page | None:
-        with transaction(self._connection):
-            page = self._free(cursor, page_rows)
-            if page and page.released:
-                self._confirm(page)
-                self._account(page)
+    def release_next(self, connection: Connection) -> bool:
+        """One page; False at the end."""
+        with self._turn:
+            page = self._next_page(connection)
         if page is None:
+            return False
+        try:
+            self._release(connection, page)
+        except (psycopg.Error, ReleaseUndoneError) as error:
+            if isinstance(error, psycopg.Error) and not is_about_the_rows(error, connection):
+                raise
+            self._release_one_by_one(connection, page)
+        return True
+
+    def _next_page(self, connection: Connection) -> _Page | None:
+        with transaction(connection):
+            found = connection.execute(
+                statement("offload/release", "next_page", self._names(self._last)), self._parameters(self._last)
+            ).fetchone()
+        if found is None:
             return None
-        if page.mismatched:
-            self._requeue(page.mismatched)
-        self._result.rows_released += len(page.released)
-        self._result.payload_bytes += page.released_bytes
-        self._result.rows_left += page.left
-        self._progress(len(page.released), page.released_bytes)
+        page = _Page(self._last, self._position(found))
+        self._last = page.through
         return page
 
-    def _free(self, cursor: tuple[datetime, Key] | None, page_rows: int) -> _Page | None:
+    def _release(self, connection: Connection, page: _Page) -> None:
+        with transaction(connection):
+            freed = self._free(connection, page)
+            if freed.released:
+                self._confirm(connection, freed)
+                self._account(connection, freed)
+        rows_requeued = self._requeue(connection, freed.mismatched) if freed.mismatched else 0
+        with self._lock:
+            self._result.rows_released += len(freed.released)
+            self._result.payload_bytes += freed.released_bytes
+            self._result.rows_left += freed.left
+            self._result.rows_failed += rows_requeued
+        self._progress(len(freed.released), freed.released_bytes)
+
+    def _free(self, connection: Connection, page: _Page) -> _Freed:
         table = self._partition.table
-        names = self._names(cursor) | {"placeholder": self._placeholder}
-        rows = self._connection.execute(
-            statement("offload/release", "release", names), self._parameters(cursor, page_rows)
+        rows = connection.execute(
+            statement("offload/release", "release", self._names_in(page) | {"placeholder": self._placeholder}),
+            self._parameters_in(page),
         ).fetchall()
-        if not rows:
-            return None
-        last_stored_at = table.after_key(rows[-1])[0]
-        return _Page(
-            last=(last_stored_at, table.key_in(rows[-1])),
+        return _Freed(
             released=[table.key_in(row) for row in rows if row[-1]],
-            released_bytes=sum(table.after_key(row)[1] or 0 for row in rows if row[-1]),
+            released_bytes=sum(table.after_key(row)[0] or 0 for row in rows if row[-1]),
             mismatched=[table.key_in(row) for row in rows if not row[-2]],
             left=sum(1 for row in rows if row[-2] and not row[-1]),
         )
 
-    def _confirm(self, page: _Page) -> None:
+    def _confirm(self, connection: Connection, freed: _Freed) -> None:
         """Before the commit: triggers may have rewritten the rows, or be older than the configuration."""
         table = self._partition.table
-        undone = self._connection.execute(
+        undone = connection.execute(
             statement("offload/release", "not_freed", table.names() | {"placeholder": self._placeholder}),
-            table.key_parameters(page.released),
+            table.key_parameters(freed.released),
         ).fetchall()
         if undone:
             raise ReleaseUndoneError(
@@ -138,74 +160,86 @@ class _Releaser:
                 "run offload install, and let the table's own triggers leave released rows alone"
             )
 
-    def _names(self, cursor: tuple[datetime, Key] | None) -> dict[str, sql.Composable]:
+    def _position(self, row: Sequence[Any]) -> Position:
         table = self._partition.table
-        names = table.names(cursor[1] if cursor else None)
+        return table.after_key(row)[0], table.key_in(row)
+
+    def _names(self, after: Position | None) -> dict[str, sql.Composable]:
+        table = self._partition.table
+        names = table.names(after[1] if after else None)
         names |= {"is_chosen": table.is_key(self._options.key), "is_watched": _is_watched(table)}
         return names | {"is_releasable": statement("offload/release", "is_releasable", names)}
 
-    def _parameters(self, cursor: tuple[datetime, Key] | None, page_rows: int) -> dict[str, object]:
+    def _names_in(self, page: _Page) -> dict[str, sql.Composable]:
+        return self._names(page.after) | {"is_in_page": self._partition.table.through_position()}
+
+    def _parameters(self, after: Position | None) -> dict[str, object]:
         table = self._partition.table
         return {
             **self._partition.parameters(),
-            **table.cursor_parameters(cursor[1] if cursor else None),
+            **table.cursor_parameters(after[1] if after else None),
             **table.chosen_parameters(self._options.key),
             "store_url": self._options.store_url,
             "max_attempts": self._options.max_attempts,
-            "after_stored_at": cursor[0] if cursor else None,
+            "after_stored_at": after[0] if after else None,
             "release_delay": table.config.release_delay,
-            "page_rows": page_rows,
+            "page_rows": PAGE_ROWS,
             "page_bytes": PAGE_BYTES,
         }
 
-    def _account(self, page: _Page) -> None:
+    def _parameters_in(self, page: _Page) -> dict[str, object]:
+        through_stored_at, key = page.through
+        through = {"through_stored_at": through_stored_at, **self._partition.table.through_parameters(key)}
+        return self._parameters(page.after) | through
+
+    def _account(self, connection: Connection, freed: _Freed) -> None:
         names = self._partition.table.names()
-        counted = {**self._partition.parameters(), "rows": len(page.released), "bytes": page.released_bytes}
-        self._connection.execute(statement("offload/release", "count_released", names), counted)
-        self._connection.execute(
+        counted = {**self._partition.parameters(), "rows": len(freed.released), "bytes": freed.released_bytes}
+        connection.execute(statement("offload/release", "count_released", names), counted)
+        connection.execute(
             statement("offload/record", "log_action", names), {**counted, "run_id": self._run_id, "action": "release"}
         )
-        resolve_failures(self._connection, self._partition, ("release",), page.released)
+        resolve_failures(connection, self._partition, ("release",), freed.released)
 
-    def _release_one_by_one(self, cursor: tuple[datetime, Key] | None) -> tuple[datetime, Key] | None:
-        """A page that the table refuses as a whole (a trigger, a check), row by row; returns where it ended."""
+    def _release_one_by_one(self, connection: Connection, page: _Page) -> None:
+        """A page that the table refuses as a whole (a trigger, a check)."""
         table = self._partition.table
-        with transaction(self._connection):
-            rows = self._connection.execute(
-                statement("offload/release", "next_releasable", self._names(cursor)),
-                self._parameters(cursor, PAGE_ROWS),
+        with transaction(connection):
+            rows = connection.execute(
+                statement("offload/release", "next_releasable", self._names_in(page)), self._parameters_in(page)
             ).fetchall()
+        after = page.after
         for row in rows:
-            key = table.key_in(row)
+            position = self._position(row)
             try:
-                self._release_page(cursor, 1)
+                self._release(connection, _Page(after, position))
             except (psycopg.Error, ReleaseUndoneError) as error:
-                if isinstance(error, psycopg.Error) and not is_about_the_rows(error, self._connection):
+                if isinstance(error, psycopg.Error) and not is_about_the_rows(error, connection):
                     raise
-                self._fail(key, row[-1], error)
-            cursor = (table.after_key(row)[0], key)
-        return cursor if rows else None
+                self._fail(connection, table.key_in(row), row[-1], error)
+            after = position
 
-    def _fail(self, key: Key, row_version: str, error: Exception) -> None:
-        with transaction(self._connection):
-            record_failures(self._connection, self._partition, "release", [Failure(key, row_version, error)])
-        self._result.rows_failed += 1
+    def _fail(self, connection: Connection, key: Key, row_version: str, error: Exception) -> None:
+        with transaction(connection):
+            record_failures(connection, self._partition, "release", [Failure(key, row_version, error)])
+        with self._lock:
+            self._result.rows_failed += 1
 
-    def _requeue(self, keys: list[Key]) -> None:
+    def _requeue(self, connection: Connection, keys: list[Key]) -> int:
         """Payloads that no longer are what was stored, written past the trigger: stored anew, never freed."""
         table = self._partition.table
-        with transaction(self._connection):
-            rows = self._connection.execute(
+        with transaction(connection):
+            rows = connection.execute(
                 statement("offload/release", "mismatched", table.names()), table.key_parameters(keys)
             ).fetchall()
             if not rows:
-                return
+                return 0
             named = {table.key_in(row): table.after_key(row)[0] for row in rows}
-            requeue(self._connection, self._partition, named)
+            requeue(connection, self._partition, named)
             error = ObjectDamagedError("payload and pointer disagree: one was written past the trigger; queued again")
             failures = [Failure(table.key_in(row), row[-1], error, is_queued_again=True) for row in rows]
-            record_failures(self._connection, self._partition, "release", failures)
-        self._result.rows_failed += len(rows)
+            record_failures(connection, self._partition, "release", failures)
+        return len(rows)
 
 
 def _is_watched(table: Table) -> sql.Composable:

@@ -1,7 +1,9 @@
 """Backfill of rows older than the trigger: scanned in key order from a checkpoint, copied without a marking pass."""
 
+import contextlib
 import threading
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator
+from dataclasses import dataclass, field
 
 import psycopg
 from psycopg import Connection
@@ -9,7 +11,7 @@ from psycopg import Connection
 from offload_pipeline.database.connection import Database, is_about_the_rows, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
-from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, Partition
+from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Partition
 
 
 @dataclass
@@ -35,16 +37,14 @@ class UnseenBatches(Batches):
         self._checkpoint_lock = threading.Lock()
 
     def claim(self, connection: Connection) -> Batch | None:
-        """As `Batches.claim`; payloads are measured here, and what exceeds the byte limit follows in `rest`."""
+        """As `Batches.claim`; all rows are in `rest`, in pieces that end with the row that passes the byte limit."""
         with self._turn:
             self._begin(connection)
             page = self._scan(connection)
         if page is None:
             return None
         keys, entry, rows_passed = page
-        chunks = self._in_chunks(measure(connection, self.partition, keys))
-        first = self.read(connection, chunks[0]) if chunks else Batch([], [])
-        entry.batch = replace(first, rest=chunks[1:], rows_passed=rows_passed)
+        entry.batch = Batch([], [], self._pieces(connection, keys), rows_passed)
         return entry.batch
 
     def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> dict[Key, str]:
@@ -97,17 +97,39 @@ class UnseenBatches(Batches):
             self._pages.append(page)
         return [table.key_in(row) for row in rows if row[-1]], page, len(rows)
 
-    def _in_chunks(self, measured: list[tuple[Key, int]]) -> list[list[Key]]:
-        """Keys in runs that end with the row that passes the byte limit."""
-        chunks: list[list[Key]] = []
-        room = 0
-        for key, size in measured:
-            if room <= 0:
-                chunks.append([])
-                room = self.limits.payload_bytes
-            chunks[-1].append(key)
-            room -= size
-        return chunks
+    def _pieces(self, connection: Connection, keys: list[Key]) -> Generator[Batch, None, None]:
+        """Rows as PostgreSQL prints them; from one on that it cannot print, one by one."""
+        rows: list[ClaimedRow] = []
+        unread, room = dict.fromkeys(keys), self.limits.payload_bytes
+        try:
+            with connection.transaction(), contextlib.closing(self._stream(connection, keys)) as printed:
+                for row in printed:
+                    rows.append(row)
+                    del unread[row.key]
+                    room -= len(row.payload)
+                    if room <= 0:
+                        yield Batch(rows, [])
+                        rows, room = [], self.limits.payload_bytes
+        except psycopg.Error as error:
+            if not is_about_the_rows(error, connection):
+                raise
+            yield from (self._read_one_by_one(connection, [key]) for key in unread)
+        yield Batch(rows, [])
+
+    def _fetch(self, connection: Connection, keys: list[Key]) -> list[ClaimedRow]:
+        return list(self._stream(connection, keys))
+
+    def _stream(self, connection: Connection, keys: list[Key]) -> Generator[ClaimedRow, None, None]:
+        if not keys:
+            return
+        table = self.partition.table
+        fetch = statement("offload/unseen", "fetch_unseen", table.names())
+        bound = {**self.partition.parameters(), **table.key_parameters(keys)}
+        with connection.cursor(binary=True) as cursor:
+            for position, xmin, payload in cursor.stream(
+                fetch, {**bound, "threshold_bytes": table.config.threshold_bytes}
+            ):
+                yield ClaimedRow(keys[position - 1], xmin, payload)
 
     def _write_checkpoint(self, connection: Connection, key: Key | None, *, is_complete: bool) -> None:
         connection.execute(
@@ -129,34 +151,3 @@ def read_checkpoint(connection: Connection, partition: Partition) -> tuple[Key |
         return None, False
     checkpoint, backfilled_at = found
     return tuple(checkpoint) if checkpoint else None, backfilled_at is not None
-
-
-def measure(connection: Connection, partition: Partition, keys: list[Key]) -> list[tuple[Key, int]]:
-    """Never-seen keys above the threshold with their payload bytes; 0 bytes for what cannot be measured.
-
-    Within the caller's transaction.
-    """
-    if not keys:
-        return []
-    try:
-        with connection.transaction():
-            return _sizes(connection, partition, keys)
-    except psycopg.Error as error:
-        if not is_about_the_rows(error, connection):
-            raise
-        if len(keys) == 1:
-            return [(keys[0], 0)]
-        return [found for key in keys for found in measure(connection, partition, [key])]
-
-
-def _sizes(connection: Connection, partition: Partition, keys: list[Key]) -> list[tuple[Key, int]]:
-    table = partition.table
-    rows = connection.execute(
-        statement("offload/unseen", "measure", table.names()),
-        {
-            **partition.parameters(),
-            **table.key_parameters(keys),
-            "threshold_bytes": table.config.threshold_bytes,
-        },
-    )
-    return [(keys[position - 1], size) for position, size in rows]

@@ -13,7 +13,17 @@ from offload_pipeline.database.table import inspect_table
 from offload_pipeline.errors import TransientError, UserError
 from offload_pipeline.offload.plan import PlanOptions, forecast_table
 from offload_pipeline_tests.factories import insert_payloads, large_payload, make_pipeline, make_table
-from offload_pipeline_tests.offload.population import SIZES, Forecaster, count, documents, fill, holds, one, values
+from offload_pipeline_tests.offload.population import (
+    SIZES,
+    Forecaster,
+    count,
+    documents,
+    fill,
+    holds,
+    lose_a_toast_chunk,
+    one,
+    values,
+)
 from offload_pipeline_tests.servers import PostgresServer, wait_until
 
 
@@ -193,18 +203,6 @@ def test_a_payload_that_cannot_be_read_is_left_out_and_counted(
     assert not found.is_exact
     assert (found.rows.value, found.rows_to_move.value) == (10, 10)
     assert found.payload_bytes.value == pytest.approx(200_000, rel=0.01)
-
-
-def lose_a_toast_chunk(connection: psycopg.Connection) -> None:
-    """What a broken disk does to one payload of notices."""
-    toast = one(connection, "SELECT reltoastrelid FROM pg_class WHERE oid = 'notices'::regclass")
-    notices = one(connection, "SELECT 'notices'::regclass::oid")
-    name = sql.Identifier("pg_toast", f"pg_toast_{notices}")
-    connection.execute("SET allow_system_table_mods = on")
-    connection.execute("UPDATE pg_class SET relkind = 'r' WHERE oid = %s", [toast])
-    lose = "DELETE FROM {0} WHERE chunk_seq = 1 AND chunk_id = (SELECT min(chunk_id) FROM {0})"
-    connection.execute(sql.SQL(lose).format(name))
-    connection.execute("UPDATE pg_class SET relkind = 't' WHERE oid = %s", [toast])
 
 
 def limit_statements(connection: psycopg.Connection, limit: str) -> None:

@@ -25,6 +25,7 @@ from offload_pipeline_tests.factories import (
     statuses,
 )
 from offload_pipeline_tests.invariant import assert_invariant
+from offload_pipeline_tests.offload.population import lose_a_toast_chunk
 from offload_pipeline_tests.offload.stores import CountingStore
 
 THRESHOLD = 1000
@@ -111,11 +112,12 @@ def test_an_interrupted_scan_goes_on_behind_its_checkpoint_and_stores_nothing_tw
     batches = UnseenBatches(old_table.pipeline.database, old_table.partition(), BatchLimits(4, 1 << 20), 8)
     with old_table.pipeline.connect() as connection, transaction(connection):
         first = batches.claim(connection)
-    assert first is not None
-    assert [row.key for row in first.rows] == [(str(keys[1]),), (str(keys[3]),)]
+        assert first is not None
+        claimed = [row.key for piece in first.rest for row in piece.rows]
+    assert claimed == [(str(keys[1]),), (str(keys[3]),)]
     with old_table.pipeline.connect() as connection:
         # The first page is done with, the second dies with its worker.
-        batches.finish(connection, first, [row.key for row in first.rows])
+        batches.finish(connection, first, claimed)
         with transaction(connection):
             batches.claim(connection)
     assert old_table.checkpoint() == ([str(keys[3])], False)
@@ -190,8 +192,50 @@ def test_a_page_of_large_payloads_is_read_in_pieces_of_the_byte_limit(old_table:
     batches = UnseenBatches(old_table.pipeline.database, old_table.partition(), BatchLimits(20, 5000), 8)
     with old_table.pipeline.connect() as connection, transaction(connection):
         batch = batches.claim(connection)
-    assert batch is not None
-    assert [len(batch.rows), *map(len, batch.rest)] == [2, 2, 2, 2, 2]
+        assert batch is not None
+        assert [len(piece.rows) for piece in batch.rest if piece.rows] == [2] * 5
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("batch_bytes", [1, 50_000, 1 << 20])
+def test_a_row_that_cannot_be_printed_stops_neither_those_before_it_nor_those_behind(
+    old_table: OldTable, batch_bytes: int
+) -> None:
+    keys = insert_payloads(
+        old_table.connection, old_table.config, [large_payload(20_000, seed) for seed in range(7)], tenant="acme"
+    )
+    lose_a_toast_chunk(old_table.connection)
+    pipeline = make_pipeline(
+        old_table.pipeline.database.url, old_table.pipeline.store.url, [old_table.config],
+        offload={"batch_bytes": batch_bytes},
+    )  # fmt: skip
+    install(pipeline)
+    result = pipeline.copy(old_table.partition(), "run", unseen=True)
+    assert (result.rows_copied, result.rows_failed) == (6, 1)
+    found = statuses(old_table.connection, old_table.config)
+    assert [key for key in keys if found[key] != "copied"] == [keys[0]]
+    assert found[keys[0]] == "pending_move"
+    assert pipeline.drain(old_table.partition(), "run").released.rows_released == 6
+
+
+def test_a_scan_that_ends_in_the_middle_of_a_batch_leaves_no_trace(old_table: OldTable) -> None:
+    """What nobody foresaw, on the way to the store: the statement that still prints is given up."""
+    old_table.fill(40)
+    install(old_table.pipeline)
+
+    class Broken(CountingStore):
+        def put(self, key: str, data: bytes) -> None:
+            super().put(key, data)
+            if len(self.puts) >= 3:
+                raise RuntimeError("not foreseen")
+
+    config = old_table.pipeline.config.model_copy(
+        update={"offload": old_table.pipeline.config.offload.model_copy(update={"batch_bytes": 5000})}
+    )
+    broken = Pipeline(config, old_table.pipeline.database, Broken(old_table.pipeline.store))
+    with pytest.raises(RuntimeError, match="not foreseen"):
+        broken.copy(old_table.partition(), "run", unseen=True)
+    assert old_table.pipeline.drain(old_table.partition(), "run", unseen=True).released.rows_released == 20
 
 
 @pytest.mark.both_servers

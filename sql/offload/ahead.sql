@@ -57,3 +57,17 @@ FROM (
 SELECT (count(*) * 100 / %(percent)s::double precision)::bigint
 FROM {relation} AS t TABLESAMPLE SYSTEM (%(percent)s::double precision)
 WHERE {is_ahead}
+
+-- name: measure
+-- Of these rows, the ones still never seen whose payload is above the threshold, with its bytes.
+-- Locks: none. Index: the primary key.
+SELECT
+    k.position,
+    octet_length(t.{payload}::text)
+FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
+CROSS JOIN LATERAL {row_of_key} AS t
+WHERE t.{status} IS NULL
+    AND t.{payload} IS NOT NULL
+    AND {is_tenant}
+    AND (%(threshold_bytes)s = 0 OR octet_length(t.{payload}::text) > %(threshold_bytes)s)
+ORDER BY k.position

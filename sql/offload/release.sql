@@ -1,3 +1,27 @@
+-- name: next_page
+-- Where the page ends that release takes next: bounded in rows, and by the row that passes the byte limit.
+-- Locks: none. Index: <table>_offload_copied.
+SELECT
+    {key_names},
+    p.stored_at
+FROM (
+    SELECT
+        {keys_as_text},
+        t.{stored_at} AS stored_at,
+        row_number() OVER (ORDER BY t.{stored_at}, {keys}) AS position,
+        coalesce(
+            sum(t.{size}) OVER (ORDER BY t.{stored_at}, {keys} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0
+        ) AS bytes_before
+    FROM {relation} AS t
+    JOIN {state} AS s ON s.tenant_id = %(tenant)s AND s.table_name = %(table)s
+    WHERE {is_releasable}
+    ORDER BY t.{stored_at}, {keys}
+    LIMIT %(page_rows)s
+) AS p
+WHERE p.bytes_before < %(page_bytes)s
+ORDER BY p.position DESC
+LIMIT 1
+
 -- name: release
 -- Frees verified payloads: PostgreSQL hashes each once more, and a row version that was not hashed is not freed.
 -- Hashing takes no lock; the rows are locked only for the update, and one that the application holds is passed over.
@@ -12,18 +36,9 @@ WITH page AS MATERIALIZED (
     FROM {relation} AS t
     JOIN {state} AS s ON s.tenant_id = %(tenant)s AND s.table_name = %(table)s
     WHERE {is_releasable}
+        AND {is_in_page}
     ORDER BY t.{stored_at}, {keys}
     LIMIT %(page_rows)s
-),
-bounded AS MATERIALIZED (
-    SELECT p.*
-    FROM (
-        SELECT
-            page.*,
-            coalesce(sum(size) OVER (ORDER BY position ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS bytes_before
-        FROM page
-    ) AS p
-    WHERE p.bytes_before < %(page_bytes)s
 ),
 hashed AS MATERIALIZED (
     -- In the list, not in WHERE, and row by row: the planner must not hash the whole table on its way to this page.
@@ -31,7 +46,7 @@ hashed AS MATERIALIZED (
         k.*,
         encode(sha256(convert_to(t.{payload}::text, 'UTF8')), 'hex') = t.{hash}
             AND strpos(t.{object_key}, t.{hash}) > 0 AS matches
-    FROM bounded AS k
+    FROM page AS k
     CROSS JOIN LATERAL {row_of_key} AS t
     WHERE t.xmin = k.xmin_read::xid
 ),
@@ -58,11 +73,10 @@ released AS (
 )
 SELECT
     {key_names},
-    p.stored_at,
     p.size,
     coalesce(h.matches, FALSE) AS hash_matches,
     r.position IS NOT NULL AS is_released
-FROM bounded AS p
+FROM page AS p
 LEFT JOIN hashed AS h ON h.position = p.position
 LEFT JOIN released AS r ON r.position = p.position
 ORDER BY p.position
@@ -112,6 +126,7 @@ SELECT
 FROM {relation} AS t
 JOIN {state} AS s ON s.tenant_id = %(tenant)s AND s.table_name = %(table)s
 WHERE {is_releasable}
+    AND {is_in_page}
 ORDER BY t.{stored_at}, {keys}
 LIMIT %(page_rows)s
 

@@ -16,19 +16,20 @@ FROM (
     LIMIT %(batch_rows)s
 ) AS p
 
--- name: measure
--- Of these rows, the ones still never seen whose payload is above the threshold, with its bytes.
--- Locks: none. Index: the primary key.
+-- name: fetch_unseen
+-- The claimed rows that are still never seen and whose payload is above the threshold; each is printed once, which is what
+-- costs. In a snapshot taken after the claim, and given as they are printed. Locks: none. Index: the primary key.
 SELECT
     k.position,
-    octet_length(t.{payload}::text)
+    t.xmin::text,
+    convert_to(printed.payload, 'UTF8')
 FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
 CROSS JOIN LATERAL {row_of_key} AS t
+CROSS JOIN LATERAL (SELECT t.{payload}::text AS payload OFFSET 0) AS printed
 WHERE t.{status} IS NULL
     AND t.{payload} IS NOT NULL
     AND {is_tenant}
-    AND (%(threshold_bytes)s = 0 OR octet_length(t.{payload}::text) > %(threshold_bytes)s)
-ORDER BY k.position
+    AND (%(threshold_bytes)s = 0 OR octet_length(printed.payload) > %(threshold_bytes)s)
 
 -- name: enqueue
 -- Rows that a scan could not copy join the pending queue, so that no checkpoint passes them for good.
