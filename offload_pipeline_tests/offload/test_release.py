@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from offload_pipeline.offload.failures import count_open
 from offload_pipeline_tests.factories import large_payload, row_hashes
 from offload_pipeline_tests.offload.installation import Installation, installed
 from offload_pipeline_tests.offload.stores import CountingStore
+from offload_pipeline_tests.servers import wait_until
 
 PAYLOAD = '{"n": 1}'
 SHA256 = hashlib.sha256(PAYLOAD.encode()).hexdigest()
@@ -100,6 +102,33 @@ def test_release_goes_page_by_page_within_its_limits(notices: Installation, monk
     assert max(rows for rows, _ in pages) == 4
     assert all(size < 1000 + 700 for _, size in pages), "at most one row past the limit"
     assert len(pages) >= 5
+    notices.assert_invariant()
+
+
+HELD_UP = """
+CREATE FUNCTION held_up() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN PERFORM pg_advisory_xact_lock(42); RETURN NEW; END $$;
+CREATE TRIGGER held_up BEFORE UPDATE OF raw_payload ON notices FOR EACH ROW
+WHEN (NEW.id = 1) EXECUTE FUNCTION held_up();
+"""
+
+
+@pytest.mark.both_servers
+def test_a_page_that_takes_long_does_not_hold_up_the_others(
+    notices: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_module, "PAGE_ROWS", 2)
+    notices.insert([PAYLOAD] * 12)
+    notices.connection.execute(HELD_UP)
+    notices.copy()
+    notices.verify()
+    with notices.pipeline.connect() as other, ThreadPoolExecutor(1) as threads:
+        other.execute("SELECT pg_advisory_lock(42)")
+        releasing = threads.submit(notices.release)
+        assert wait_until(lambda: list(notices.statuses().values()).count("in_storage") == 10, seconds=4)
+        other.execute("SELECT pg_advisory_unlock(42)")
+        released = releasing.result()
+    assert (released.rows_released, released.rows_left, released.rows_failed) == (12, 0, 0)
     notices.assert_invariant()
 
 
