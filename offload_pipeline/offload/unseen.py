@@ -1,17 +1,21 @@
 """Backfill of rows older than the trigger: scanned in key order from a checkpoint, copied without a marking pass."""
 
-import contextlib
+import itertools
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, Cursor, ServerCursor
 
 from offload_pipeline.database.connection import Database, is_about_the_rows, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Partition
+
+# PostgreSQL's own compression seldom does better: so many stored bytes at once print to about the byte limit at most.
+COMPRESSION = 16
 
 
 @dataclass
@@ -43,8 +47,8 @@ class UnseenBatches(Batches):
             page = self._scan(connection)
         if page is None:
             return None
-        keys, entry, rows_passed = page
-        entry.batch = Batch([], [], self._pieces(connection, keys), rows_passed)
+        sizes, entry, rows_passed = page
+        entry.batch = Batch([], [], self._pieces(connection, sizes), rows_passed)
         return entry.batch
 
     def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> dict[Key, str]:
@@ -76,7 +80,7 @@ class UnseenBatches(Batches):
         if self._resume:
             self._cursor, self._ended = read_checkpoint(connection, self.partition)
 
-    def _scan(self, connection: Connection) -> tuple[list[Key], _Page, int] | None:
+    def _scan(self, connection: Connection) -> tuple[dict[Key, int], _Page, int] | None:
         if self._ended:
             return None
         table = self.partition.table
@@ -95,41 +99,51 @@ class UnseenBatches(Batches):
             self._has_gap = self._has_gap or not all(row[-1] for row in rows)
             page = _Page(self._cursor)
             self._pages.append(page)
-        return [table.key_in(row) for row in rows if row[-1]], page, len(rows)
+        return {table.key_in(row): row[-2] for row in rows if row[-1]}, page, len(rows)
 
-    def _pieces(self, connection: Connection, keys: list[Key]) -> Generator[Batch, None, None]:
-        """Rows as PostgreSQL prints them; from one on that it cannot print, one by one."""
-        rows: list[ClaimedRow] = []
-        unread, room = dict.fromkeys(keys), self.limits.payload_bytes
+    def _pieces(self, connection: Connection, sizes: dict[Key, int]) -> Generator[Batch, None, None]:
+        """The rows of these keys (with their stored bytes), in pieces; those that cannot be printed, one by one.
+
+        Each piece is a statement that has ended before the piece is given: while payloads are on their way to the
+        store, no snapshot is to hold back vacuum.
+        """
+        unread = dict(sizes)
         try:
-            with connection.transaction(), contextlib.closing(self._stream(connection, keys)) as printed:
-                for row in printed:
-                    rows.append(row)
-                    del unread[row.key]
-                    room -= len(row.payload)
-                    if room <= 0:
-                        yield Batch(rows, [])
-                        rows, room = [], self.limits.payload_bytes
+            while unread:
+                with connection.transaction():
+                    piece = self._next_piece(connection, unread)
+                yield Batch(piece, [])
         except psycopg.Error as error:
             if not is_about_the_rows(error, connection):
                 raise
             yield from (self._read_one_by_one(connection, [key]) for key in unread)
-        yield Batch(rows, [])
+
+    def _next_piece(self, connection: Connection, unread: dict[Key, int]) -> list[ClaimedRow]:
+        """Rows up to the one that passes the byte limit; what was gone through is no longer in `unread`."""
+        keys, room = list(unread), self.limits.payload_bytes
+        rows: list[ClaimedRow] = []
+        with connection.cursor("unseen", binary=True) as cursor:
+            self._open(cursor, keys)
+            while room > 0 and unread:
+                printed = cursor.fetchmany(_few(unread.values(), self.limits.payload_bytes // COMPRESSION))
+                rows += _claimed(keys, printed)
+                for position, _, payload in printed:
+                    del unread[keys[position - 1]]
+                    room -= len(payload or b"")
+        return rows
 
     def _fetch(self, connection: Connection, keys: list[Key]) -> list[ClaimedRow]:
-        return list(self._stream(connection, keys))
-
-    def _stream(self, connection: Connection, keys: list[Key]) -> Generator[ClaimedRow, None, None]:
-        if not keys:
-            return
-        table = self.partition.table
-        fetch = statement("offload/unseen", "fetch_unseen", table.names())
-        bound = {**self.partition.parameters(), **table.key_parameters(keys)}
         with connection.cursor(binary=True) as cursor:
-            for position, xmin, payload in cursor.stream(
-                fetch, {**bound, "threshold_bytes": table.config.threshold_bytes}
-            ):
-                yield ClaimedRow(keys[position - 1], xmin, payload)
+            self._open(cursor, keys)
+            return _claimed(keys, cursor.fetchall())
+
+    def _open(self, cursor: Cursor[Any] | ServerCursor[Any], keys: list[Key]) -> None:
+        table = self.partition.table
+        bound = {**self.partition.parameters(), **table.key_parameters(keys)}
+        cursor.execute(
+            statement("offload/unseen", "fetch_unseen", table.names()),
+            {**bound, "threshold_bytes": table.config.threshold_bytes},
+        )
 
     def _write_checkpoint(self, connection: Connection, key: Key | None, *, is_complete: bool) -> None:
         connection.execute(
@@ -140,6 +154,16 @@ class UnseenBatches(Batches):
                 "is_complete": is_complete,
             },
         )
+
+
+def _claimed(keys: list[Key], printed: Iterable[tuple[int, str, bytes | None]]) -> list[ClaimedRow]:
+    return [ClaimedRow(keys[position - 1], xmin, payload) for position, xmin, payload in printed if payload is not None]
+
+
+def _few(stored_bytes: Iterable[int], most: int) -> int:
+    """How many of these rows come to so many bytes; one at least."""
+    totals = itertools.accumulate(stored_bytes)
+    return max(1, sum(1 for _ in itertools.takewhile(lambda total: total <= most, totals)))
 
 
 def read_checkpoint(connection: Connection, partition: Partition) -> tuple[Key | None, bool]:

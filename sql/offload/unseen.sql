@@ -1,13 +1,16 @@
 -- name: claim_unseen
 -- One page of the rows the trigger has never seen (status NULL), in primary-key order, each claimed for this transaction.
--- Locks: advisory only, never a row. Index: <table>_offload_unseen.
+-- The stored size costs nothing to ask for: compressed, if it is. Locks: advisory only, never a row.
+-- Index: <table>_offload_unseen.
 SELECT
     {key_names},
+    p.stored_bytes,
     pg_try_advisory_xact_lock(hashtextextended(%(lock_space)s::text || p.key_text, 0)) AS claimed
 FROM (
     SELECT
         {keys_as_text},
-        {key_text} AS key_text
+        {key_text} AS key_text,
+        coalesce(pg_column_size(t.{payload}), 0) AS stored_bytes
     FROM {relation} AS t
     WHERE t.{status} IS NULL
         AND {is_tenant}
@@ -17,19 +20,18 @@ FROM (
 ) AS p
 
 -- name: fetch_unseen
--- The claimed rows that are still never seen and whose payload is above the threshold; each is printed once, which is what
--- costs. In a snapshot taken after the claim, and given as they are printed. Locks: none. Index: the primary key.
+-- The claimed rows, in a snapshot taken after the claim; the payload of those that are still never seen and above the
+-- threshold. Each is printed once, which is what costs, and only when it is fetched. Locks: none. Index: the primary key.
 SELECT
     k.position,
     t.xmin::text,
-    convert_to(printed.payload, 'UTF8')
+    CASE
+        WHEN %(threshold_bytes)s = 0 OR octet_length(printed.payload) > %(threshold_bytes)s
+            THEN convert_to(printed.payload, 'UTF8')
+    END
 FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
-CROSS JOIN LATERAL {row_of_key} AS t
-CROSS JOIN LATERAL (SELECT t.{payload}::text AS payload OFFSET 0) AS printed
-WHERE t.{status} IS NULL
-    AND t.{payload} IS NOT NULL
-    AND {is_tenant}
-    AND (%(threshold_bytes)s = 0 OR octet_length(printed.payload) > %(threshold_bytes)s)
+LEFT JOIN LATERAL {row_of_key} AS t ON t.{status} IS NULL AND {is_tenant}
+LEFT JOIN LATERAL (SELECT t.{payload}::text AS payload OFFSET 0) AS printed ON TRUE
 
 -- name: enqueue
 -- Rows that a scan could not copy join the pending queue, so that no checkpoint passes them for good.
