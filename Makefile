@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo up test test-slow lint lock clean
+.PHONY: demo up test test-slow bench bench-long lint lock clean
 
 demo: $(READY)
 	$(BIN)/offload demo
@@ -17,6 +17,12 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+bench-long: $(READY)
+	$(BIN)/python -m benchmarks --long
 
 lint: $(READY)
 	$(BIN)/ruff check

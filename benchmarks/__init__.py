@@ -1,0 +1,1 @@
+"""How fast the pipeline is, against what people use today and against the machine: `make bench`."""

@@ -1,0 +1,143 @@
+"""How close a backfill comes to what the machine could do if nothing but the unavoidable took any time.
+
+Unavoidable: that PostgreSQL turns the payload into text, SHA-256, deflate at our level, and that the store takes the
+bytes. The CPU time of each is measured alone, on the same payloads and in the same round as our own run; their sum over
+the cores is the limit. Reading, sending, reading back, verifying, recording and releasing are not in it, nor any
+transaction.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count, islice
+
+import deflate
+import psutil  # type: ignore[import-untyped]  # has no type information
+from psycopg import Connection
+
+from benchmarks.moving import SOURCE, move_by_us, source
+from benchmarks.results import Measured, alternating, median
+from benchmarks.servers import Servers
+from benchmarks.throughput import OURS, SIZES, Size
+from offload_pipeline.config import ObjectStoreConfig, OffloadConfig
+from offload_pipeline.offload.packing import LIBDEFLATE_LEVEL
+from offload_pipeline.storage.object_store import ObjectStore, open_store
+
+BAR = 0.6
+TEXT, SHA256, DEFLATE, PUT = "PostgreSQL, as text", "SHA-256", "deflate", "store, PUT"
+UNAVOIDABLE = (TEXT, SHA256, DEFLATE, PUT)
+POSTGRES_SHA256 = "PostgreSQL, SHA-256 of the text"
+# The CPU time of other processes is counted in hundredths of a second.
+ENOUGH_CPU_SECONDS = 0.6
+# As many payloads as are kept in memory for the stages that need no database.
+KEPT_BYTES = 60_000_000
+_AS_TEXT = "octet_length(payload::text)"
+_HASHED = "octet_length(sha256(convert_to(payload::text, 'UTF8')))"
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """Each gives milliseconds of CPU per row, in the process that does the work."""
+
+    servers: Servers
+    connection: Connection
+    store: ObjectStore
+    payloads: list[bytes]
+    packed: list[bytes]
+    rows: int
+    _puts = count()
+
+    def in_postgres(self, expression: str) -> float:
+        """The server's process of our connection, over all rows of the source."""
+        query = f"SELECT sum({expression}) FROM {SOURCE}"  # noqa: S608 - our own names
+        server = psutil.Process(self.connection.info.backend_pid)
+        return self._repeated(lambda: self.connection.execute(query.encode()).fetchone(), self.rows, server)
+
+    def in_python(self, work: Callable[[bytes], object]) -> float:
+        """This process, in one thread."""
+
+        def once() -> None:
+            for payload in self.payloads:
+                work(payload)
+
+        return self._repeated(once, len(self.payloads), psutil.Process())
+
+    def put(self) -> float:
+        """The store's process, while as many threads send as the pipeline has: one at a time costs it more."""
+        with ThreadPoolExecutor(OffloadConfig().store_threads) as threads:
+
+            def once() -> None:
+                prefix = f"limit-{next(self._puts)}"
+                list(threads.map(self._put, (f"{prefix}/{number}" for number in range(len(self.packed))), self.packed))
+
+            return self._repeated(once, len(self.packed), psutil.Process(self.servers.s3.pid))
+
+    def _put(self, key: str, data: bytes) -> None:
+        self.store.put(key, data)
+
+    @staticmethod
+    def _repeated(once: Callable[[], object], rows: int, process: psutil.Process) -> float:
+        before, repetitions = _cpu_seconds(process), 0
+        while (spent := _cpu_seconds(process) - before) < ENOUGH_CPU_SECONDS:
+            once()
+            repetitions += 1
+        return spent / repetitions / rows * 1e3
+
+
+def measure(servers: Servers, say: Callable[[str], None]) -> list[Measured]:
+    """Rows per second of ours over those of the limit, for large payloads and for small ones."""
+    with servers.connect() as connection:
+        connection.execute("SET max_parallel_workers_per_gather = 0")
+        connection.execute("SET jit = off")
+        return [_at(servers, connection, say, size) for size in SIZES]
+
+
+def _at(servers: Servers, connection: Connection, say: Callable[[str], None], size: Size) -> Measured:
+    rows = size.rows[OURS]
+    say(f"{size} to S3, by us, and each unavoidable stage alone")
+    with source(connection, size.payload_bytes, rows):
+        stages = _stages(servers, connection, size, rows)
+        found = alternating({
+            OURS: lambda: move_by_us(servers, connection, rows, size.threshold_bytes).milliseconds_per_row,
+            TEXT: lambda: stages.in_postgres(_AS_TEXT),
+            SHA256: lambda: stages.in_python(lambda payload: hashlib.sha256(payload).digest()),
+            DEFLATE: lambda: stages.in_python(lambda payload: deflate.gzip_compress(payload, LIBDEFLATE_LEVEL)),
+            PUT: stages.put,
+            POSTGRES_SHA256: lambda: stages.in_postgres(_HASHED),
+        })  # fmt: skip
+    limits = [sum(parts) / cores() for parts in zip(*(found[name] for name in UNAVOIDABLE), strict=True)]
+    runs = [limit / ours for limit, ours in zip(limits, found[OURS], strict=True)]
+    parts = {name: median(found[name]) for name in UNAVOIDABLE}
+    hashing = median(found[POSTGRES_SHA256]) - parts[TEXT]
+    said = ", ".join(f"{milliseconds:.3f} {name}" for name, milliseconds in parts.items())
+    return Measured(
+        measure=f"{size}, S3: against the limit",
+        value=median(runs), unit="of its rows/s", bar=BAR, is_at_most=False, runs=tuple(runs),
+        detail=f"{median(found[OURS]):.2f} ms a row, the limit {median(limits):.2f}: ms of CPU a row ({said}) over "
+        f"{cores()} cores; not in it: PostgreSQL's own SHA-256, {hashing:.3f} ms",
+        parts={**parts, POSTGRES_SHA256: hashing, OURS: median(found[OURS]), "limit": median(limits)},
+    )  # fmt: skip
+
+
+def _stages(servers: Servers, connection: Connection, size: Size, rows: int) -> _Stages:
+    s3 = servers.s3
+    store = open_store(ObjectStoreConfig(url=f"s3://{s3.bucket}", endpoint=s3.endpoint), servers.home)
+    texts = connection.execute(f"SELECT convert_to(payload::text, 'UTF8') FROM {SOURCE} ORDER BY id")  # noqa: S608
+    kept = [payload for (payload,) in islice(texts, KEPT_BYTES // size.payload_bytes)]
+    packed = [bytes(deflate.gzip_compress(payload, LIBDEFLATE_LEVEL)) for payload in kept]
+    return _Stages(servers, connection, store, kept, packed, rows)
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    if process.pid == os.getpid():
+        return time.process_time()
+    spent = process.cpu_times()
+    return float(spent.user + spent.system)
