@@ -122,11 +122,11 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
         "stale_hint": sql.Literal(
             f"Store the payload again; or, if its object is there for sure, set {config.columns.stored_at} to NULL."
         ),
-        "is_small": sql.SQL("NEW.{payload} IS NULL").format(payload=sql.Identifier(config.payload))
+        # Not true where there is no payload; the shorter, the cheaper every INSERT.
+        "is_large": sql.SQL("NEW.{payload} IS NOT NULL").format(payload=sql.Identifier(config.payload))
         if config.threshold_bytes == 0
         else sql.SQL(
-            "NEW.{payload} IS NULL "
-            "OR (pg_column_size(NEW.{payload}) <= {limit} AND pg_column_compression(NEW.{payload}) IS NULL)"
+            "pg_column_size(NEW.{payload}) > {limit} OR pg_column_compression(NEW.{payload}) IS NOT NULL"
         ).format(payload=sql.Identifier(config.payload), limit=sql.Literal(config.threshold_bytes // factor)),
         "is_moved": sql.SQL("({}) IS DISTINCT FROM ({})").format(
             *(sql.SQL(", ").join(sql.Identifier(version, name) for name in place) for version in ("new", "old"))
@@ -134,6 +134,9 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
         "function": sql.Identifier(table.schema, trigger_functions(table)[0]),
         "pointer_function": sql.Identifier(table.schema, trigger_functions(table)[1]),
         "is_reference": _is_reference(table, store_url),
+        "or_is_reference": sql.SQL("OR {}").format(_is_reference(table, store_url))
+        if config.after_copy == "reference"
+        else sql.SQL(""),
         "store_url": sql.Literal(store_url.rstrip("/") + "/"),
         "configured_store": sql.Literal(store_url),
         "table_name": sql.Literal(table.name),

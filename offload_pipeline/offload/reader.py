@@ -27,7 +27,7 @@ from offload_pipeline.errors import (
     UserError,
 )
 from offload_pipeline.offload.claims import Partition, require_same_store
-from offload_pipeline.offload.stored import NamedObject, read_payload
+from offload_pipeline.offload.stored import NamedObject, fetch_payload
 
 if TYPE_CHECKING:
     from offload_pipeline.pipeline import Pipeline
@@ -202,7 +202,7 @@ class PayloadReader:
                 f"{table.name} {table.key_text(key)}: the row's pointer is incomplete: it was edited past the trigger"
             )
         named = NamedObject(key, row.stored_at, row.object_key, row.sha256, row.payload_bytes)
-        return ReadPayload(read_payload(self._pipeline.store, named), "store", row.status, row.object_key, row.sha256)
+        return ReadPayload(fetch_payload(self._pipeline.store, named), "store", row.status, row.object_key, row.sha256)
 
     def _explained(self, table: Table, row: _Row, missing: ObjectMissingError) -> OffloadError:
         """Missing in this store; it may well be in the one that the partition's objects are in."""

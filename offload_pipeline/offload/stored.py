@@ -16,10 +16,14 @@ from offload_pipeline.database.table import Key, Table
 from offload_pipeline.errors import ObjectDamagedError
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.offload.packing import unpack
+from offload_pipeline.offload.room import Room
 from offload_pipeline.storage.object_store import ObjectStore
 
 # Rows per page: small enough that a page of keys is nothing in memory, large enough to keep all threads busy.
 PAGE_ROWS = 1000
+# Payload bytes that are read at a time. As object and as payload, in the store's client and here, each is there about
+# four times; what is smaller than 2 MiB still has all threads at work.
+_ROOM = Room(32 * 1024 * 1024)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ def named_objects(table: Table, rows: Sequence[tuple[Any, ...]]) -> list[NamedOb
 
 
 def read_payload(store: ObjectStore, named: NamedObject) -> bytes:
+    """As `fetch_payload`, for work in bulk, whose many threads would else hold as many large payloads at once."""
+    # The pointer's columns are nullable and the application's to edit, whatever the types promise.
+    with _ROOM.taken(max(0, named.payload_bytes or 0)):
+        return fetch_payload(store, named)
+
+
+def fetch_payload(store: ObjectStore, named: NamedObject) -> bytes:
     """The canonical bytes, unpacked and hash-checked.
 
     Raises ObjectMissingError, ObjectDamagedError or StoreUnavailableError.

@@ -14,6 +14,8 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 
 ROW_BYTES = 8_000
 TEN_MEGABYTES = 10 * 1024 * 1024
+# As many as there are threads that read the sample.
+LARGE_PAYLOADS = 16
 LIMIT_MEGABYTES = 400
 GROWTH_MEGABYTES = 40
 
@@ -68,4 +70,14 @@ def test_memory_stays_bounded_with_large_payloads_among_small_ones(
             notices.execute("UPDATE {table} SET payload_storage_status = NULL, payload_bytes = NULL")
         result = result_of(start_worker(notices.pipeline, tmp_path, unseen=is_older_than_the_trigger))
         assert result["rows_released"] == 4 * 51
+        assert result["peak_megabytes"] < LIMIT_MEGABYTES
+
+
+def test_memory_stays_bounded_where_verification_reads_large_payloads_alone(
+    database_url: str, local_store_url: str, tmp_path: Path
+) -> None:
+    with installed(database_url, local_store_url, payload_type="text") as notices:
+        notices.insert([large_payload(TEN_MEGABYTES, seed) for seed in range(LARGE_PAYLOADS)])
+        result = result_of(start_worker(notices.pipeline, tmp_path))
+        assert result["rows_released"] == LARGE_PAYLOADS
         assert result["peak_megabytes"] < LIMIT_MEGABYTES

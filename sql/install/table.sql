@@ -170,14 +170,15 @@ WHEN (
 EXECUTE FUNCTION {pointer_function}()
 
 -- name: insert_trigger
--- SHARE ROW EXCLUSIVE for an instant. WHEN rules ordinary small rows out before PL/pgSQL starts.
+-- SHARE ROW EXCLUSIVE for an instant. WHEN rules ordinary small rows out before PL/pgSQL starts. It is short because
+-- PostgreSQL reads and compiles it anew for every statement, which of a single-row INSERT is a good part.
 CREATE OR REPLACE TRIGGER {trigger} BEFORE INSERT ON {relation} FOR EACH ROW
 WHEN (
-    NOT ({is_small})
+    {is_large}
     OR NEW.{status} IS DISTINCT FROM 'inline'
     OR NEW.{object_key} IS NOT NULL
     OR NEW.{hash} IS NOT NULL
-    OR {is_reference}
+    {or_is_reference}
 )
 EXECUTE FUNCTION {function}()
 
@@ -185,12 +186,12 @@ EXECUTE FUNCTION {function}()
 -- SHARE ROW EXCLUSIVE for an instant. Fires only for statements that name the payload column.
 CREATE OR REPLACE TRIGGER {trigger} BEFORE UPDATE OF {payload} ON {relation} FOR EACH ROW
 WHEN (
-    NOT ({is_small})
+    {is_large}
     OR OLD.{status} IS DISTINCT FROM 'inline'
     OR NEW.{status} IS DISTINCT FROM 'inline'
     OR NEW.{object_key} IS NOT NULL
     OR NEW.{hash} IS NOT NULL
-    OR {is_reference}
+    {or_is_reference}
 )
 EXECUTE FUNCTION {function}()
 
