@@ -43,7 +43,7 @@ class Updater:
     def __init__(self, database_url: str, table: str, tenant: str, rate: int) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, the module below
             [sys.executable, "-m", __name__, database_url, table, tenant, str(rate)],
-            cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         cast("IO[str]", self._process.stdout).readline()
 
