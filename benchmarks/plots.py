@@ -41,6 +41,8 @@ def draw(records: Mapping[str, Record], folder: Path) -> dict[str, str]:
 
 
 def _rounds(figures: list[Measured], file: Path) -> None:
+    """Of those whose bar is not zero, to which nothing has a ratio."""
+    figures = [one for one in figures if one.bar]
     figure, axes = _axes(len(figures) + 2)
     for row, one in enumerate(figures):
         runs = [_against_bar(one, value) for value in one.runs or (one.value,)]

@@ -91,21 +91,11 @@ class Batches(ABC):
 
     @abstractmethod
     def claim(self, connection: Connection) -> Batch | None:
-        """Claims and reads the next batch inside the caller's transaction; None at the end."""
+        """Claims the next batch inside the caller's transaction, in which its rows are read; None at the end."""
 
     def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> dict[Key, str]:  # noqa: ARG002
         """Called when the batch's transaction has committed. Returns the new versions of rows that this changes."""
         return {}
-
-    def read(self, connection: Connection, keys: list[Key]) -> Batch:
-        """Reads claimed rows; where one of them cannot be read, one by one."""
-        try:
-            with connection.transaction():
-                return Batch(self._fetch(connection, keys), [])
-        except psycopg.Error as error:
-            if not is_about_the_rows(error, connection):
-                raise
-            return self._read_one_by_one(connection, keys)
 
     def _page_parameters(self) -> dict[str, object]:
         table = self.partition.table
@@ -159,7 +149,17 @@ class PendingBatches(Batches):
         if page is None:
             return None
         keys, rows_passed = page
-        return replace(self.read(connection, keys), rows_passed=rows_passed)
+        return replace(self._read(connection, keys), rows_passed=rows_passed)
+
+    def _read(self, connection: Connection, keys: list[Key]) -> Batch:
+        """Reads claimed rows; where one of them cannot be read, one by one."""
+        try:
+            with connection.transaction():
+                return Batch(self._fetch(connection, keys), [])
+        except psycopg.Error as error:
+            if not is_about_the_rows(error, connection):
+                raise
+            return self._read_one_by_one(connection, keys)
 
     def _next_page(self, connection: Connection) -> tuple[list[Key], int] | None:
         """The claimed keys of a page, and how many rows it went through."""

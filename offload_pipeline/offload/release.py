@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -35,8 +34,8 @@ class ReleaseResult:
     rows_failed: int = 0
 
 
-Position = tuple[datetime, Key]
-"""A row's place in the order in which copies are released: by `stored_at`, then by key."""
+Position = tuple[str, Key]
+"""A row's place in the order in which copies are released: PostgreSQL's own text of its `stored_at`, then the key."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ class _Freed:
 
 @dataclass(frozen=True)
 class ReleaseOptions:
-    """The store that was verified, after how many failures a row is left alone, and the one row, if only one."""
+    """The store that was verified, after how many failures a row is left alone, how many pages are released at once,
+    and the one row, if only one."""
 
     store_url: str
     max_attempts: int
@@ -79,7 +79,7 @@ def release_partition(
     if partition.table.config.after_copy != "keep":
         workers = Workers(database, partition, pressure)
         releaser = _Releaser(partition, options, run_id, progress, result)
-        workers.run(releaser.release_next, options.batches_in_flight)
+        workers.run(releaser.release_next, 1 if options.key else options.batches_in_flight)
     return result
 
 
@@ -126,19 +126,19 @@ class _Releaser:
             if freed.released:
                 self._confirm(connection, freed)
                 self._account(connection, freed)
-        rows_requeued = self._requeue(connection, freed.mismatched) if freed.mismatched else 0
         with self._lock:
             self._result.rows_released += len(freed.released)
             self._result.payload_bytes += freed.released_bytes
             self._result.rows_left += freed.left
-            self._result.rows_failed += rows_requeued
         self._progress(len(freed.released), freed.released_bytes)
+        if freed.mismatched:
+            self._requeue(connection, freed.mismatched)
 
     def _free(self, connection: Connection, page: _Page) -> _Freed:
         table = self._partition.table
         rows = connection.execute(
-            statement("offload/release", "release", self._names_in(page) | {"placeholder": self._placeholder}),
-            self._parameters_in(page),
+            statement("offload/release", "release", self._names(page.after) | {"placeholder": self._placeholder}),
+            self._parameters(page.after, page.through),
         ).fetchall()
         return _Freed(
             released=[table.key_in(row) for row in rows if row[-1]],
@@ -168,14 +168,14 @@ class _Releaser:
         table = self._partition.table
         names = table.names(after[1] if after else None)
         names |= {"is_chosen": table.is_key(self._options.key), "is_watched": _is_watched(table)}
-        return names | {"is_releasable": statement("offload/release", "is_releasable", names)}
+        return names | {
+            "is_releasable": statement("offload/release", "is_releasable", names),
+            "is_in_page": table.through_position(),
+        }
 
-    def _names_in(self, page: _Page) -> dict[str, sql.Composable]:
-        return self._names(page.after) | {"is_in_page": self._partition.table.through_position()}
-
-    def _parameters(self, after: Position | None) -> dict[str, object]:
+    def _parameters(self, after: Position | None, through: Position | None = None) -> dict[str, object]:
         table = self._partition.table
-        return {
+        bound: dict[str, object] = {
             **self._partition.parameters(),
             **table.cursor_parameters(after[1] if after else None),
             **table.chosen_parameters(self._options.key),
@@ -186,11 +186,9 @@ class _Releaser:
             "page_rows": PAGE_ROWS,
             "page_bytes": PAGE_BYTES,
         }
-
-    def _parameters_in(self, page: _Page) -> dict[str, object]:
-        through_stored_at, key = page.through
-        through = {"through_stored_at": through_stored_at, **self._partition.table.through_parameters(key)}
-        return self._parameters(page.after) | through
+        if through is not None:
+            bound |= {"through_stored_at": through[0], **table.through_parameters(through[1])}
+        return bound
 
     def _account(self, connection: Connection, freed: _Freed) -> None:
         names = self._partition.table.names()
@@ -206,7 +204,8 @@ class _Releaser:
         table = self._partition.table
         with transaction(connection):
             rows = connection.execute(
-                statement("offload/release", "next_releasable", self._names_in(page)), self._parameters_in(page)
+                statement("offload/release", "next_releasable", self._names(page.after)),
+                self._parameters(page.after, page.through),
             ).fetchall()
         after = page.after
         for row in rows:
@@ -222,10 +221,13 @@ class _Releaser:
     def _fail(self, connection: Connection, key: Key, row_version: str, error: Exception) -> None:
         with transaction(connection):
             record_failures(connection, self._partition, "release", [Failure(key, row_version, error)])
-        with self._lock:
-            self._result.rows_failed += 1
+        self._count_failed(1)
 
-    def _requeue(self, connection: Connection, keys: list[Key]) -> int:
+    def _count_failed(self, rows: int) -> None:
+        with self._lock:
+            self._result.rows_failed += rows
+
+    def _requeue(self, connection: Connection, keys: list[Key]) -> None:
         """Payloads that no longer are what was stored, written past the trigger: stored anew, never freed."""
         table = self._partition.table
         with transaction(connection):
@@ -233,13 +235,13 @@ class _Releaser:
                 statement("offload/release", "mismatched", table.names()), table.key_parameters(keys)
             ).fetchall()
             if not rows:
-                return 0
+                return
             named = {table.key_in(row): table.after_key(row)[0] for row in rows}
             requeue(connection, self._partition, named)
             error = ObjectDamagedError("payload and pointer disagree: one was written past the trigger; queued again")
             failures = [Failure(table.key_in(row), row[-1], error, is_queued_again=True) for row in rows]
             record_failures(connection, self._partition, "release", failures)
-        return len(rows)
+        self._count_failed(len(rows))
 
 
 def _is_watched(table: Table) -> sql.Composable:

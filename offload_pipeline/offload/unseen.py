@@ -14,9 +14,6 @@ from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Partition
 
-# PostgreSQL's own compression seldom does better: so many stored bytes at once print to about the byte limit at most.
-COMPRESSION = 16
-
 
 @dataclass
 class _Page:
@@ -102,35 +99,41 @@ class UnseenBatches(Batches):
         return {table.key_in(row): row[-2] for row in rows if row[-1]}, page, len(rows)
 
     def _pieces(self, connection: Connection, sizes: dict[Key, int]) -> Generator[Batch, None, None]:
-        """The rows of these keys (with their stored bytes), in pieces; those that cannot be printed, one by one.
+        """The rows of these keys (with their stored bytes), in pieces.
 
         Each piece is a statement that has ended before the piece is given: while payloads are on their way to the
-        store, no snapshot is to hold back vacuum.
+        store, no snapshot is to hold back vacuum. Where one fails, what it has given by then is kept, and the next row
+        is read alone.
         """
         unread = dict(sizes)
-        try:
-            while unread:
+        while unread:
+            rows: list[ClaimedRow] = []
+            try:
                 with connection.transaction():
-                    piece = self._next_piece(connection, unread)
-                yield Batch(piece, [])
-        except psycopg.Error as error:
-            if not is_about_the_rows(error, connection):
-                raise
-            yield from (self._read_one_by_one(connection, [key]) for key in unread)
+                    self._read_piece(connection, unread, rows)
+            except psycopg.Error as error:
+                if not is_about_the_rows(error, connection):
+                    raise
+                key = next(iter(unread))
+                del unread[key]
+                alone = self._read_one_by_one(connection, [key])
+                yield Batch([*rows, *alone.rows], alone.unreadable)
+            else:
+                yield Batch(rows, [])
 
-    def _next_piece(self, connection: Connection, unread: dict[Key, int]) -> list[ClaimedRow]:
-        """Rows up to the one that passes the byte limit; what was gone through is no longer in `unread`."""
-        keys, room = list(unread), self.limits.payload_bytes
-        rows: list[ClaimedRow] = []
+    def _read_piece(self, connection: Connection, unread: dict[Key, int], rows: list[ClaimedRow]) -> None:
+        """Adds rows up to the one that passes the byte limit; takes what was gone through out of `unread`."""
+        keys, room, ratio, few = list(unread), self.limits.payload_bytes, 1.0, 1
         with connection.cursor("unseen", binary=True) as cursor:
             self._open(cursor, keys)
             while room > 0 and unread:
-                printed = cursor.fetchmany(_few(unread.values(), self.limits.payload_bytes // COMPRESSION))
+                printed = cursor.fetchmany(min(few, _fitting(unread.values(), room / ratio)))
                 rows += _claimed(keys, printed)
                 for position, _, payload in printed:
-                    del unread[keys[position - 1]]
-                    room -= len(payload or b"")
-        return rows
+                    stored_bytes, payload_bytes = unread.pop(keys[position - 1]), len(payload or b"")
+                    ratio = max(ratio, payload_bytes / max(1, stored_bytes))
+                    room -= payload_bytes
+                few *= 2
 
     def _fetch(self, connection: Connection, keys: list[Key]) -> list[ClaimedRow]:
         with connection.cursor(binary=True) as cursor:
@@ -160,7 +163,7 @@ def _claimed(keys: list[Key], printed: Iterable[tuple[int, str, bytes | None]]) 
     return [ClaimedRow(keys[position - 1], xmin, payload) for position, xmin, payload in printed if payload is not None]
 
 
-def _few(stored_bytes: Iterable[int], most: int) -> int:
+def _fitting(stored_bytes: Iterable[int], most: float) -> int:
     """How many of these rows come to so many bytes; one at least."""
     totals = itertools.accumulate(stored_bytes)
     return max(1, sum(1 for _ in itertools.takewhile(lambda total: total <= most, totals)))

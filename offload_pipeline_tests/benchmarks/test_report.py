@@ -45,9 +45,11 @@ def test_the_report_has_every_figure_with_its_bar(file: Path, tmp_path: Path) ->
 
 def test_every_plot_that_the_report_shows_is_drawn_and_the_same_each_time(file: Path, tmp_path: Path) -> None:
     stages = dict.fromkeys(UNAVOIDABLE, 0.5)
+    none = Measured("waits", 0, "waits", 0, is_at_most=True, detail="none of a bar of none", runs=(0, 0))
     records = {
         "throughput": a_record(replace(KEPT, parts={OURS: 1.0, "the loop": 4.0})),
         "limit": a_record(replace(KEPT, parts={**stages, OURS: 1.5, "limit": 1.0})),
+        "workers": a_record(none),
         "growth": a_record(replace(MISSED, parts={"10,000 rows": 1.0, "copying, tenth 1": 1.1, "copying, tenth 2": 1})),
     }
     record.write(records, file)

@@ -48,23 +48,29 @@ class ExplainingDatabase(Database):
     explained: list[Explained] = field(default_factory=list)
 
     def connect(self) -> psycopg.Connection:
-        """As the real one, with a cursor that explains."""
+        """As the real one, with cursors that explain."""
         connection = super().connect()
-        connection.cursor_factory = self._cursor_factory()
-        return connection
+        one_at_a_time = threading.Lock()
 
-    def _cursor_factory(self) -> type[psycopg.Cursor[Any]]:
-        database, one_at_a_time = self, threading.Lock()
+        def explain(query: Any, params: Any) -> None:
+            if isinstance(query, sql.Composed) and self.relation in query.as_string(connection):
+                found = _explain(connection, query, params)
+                with one_at_a_time:
+                    self.explained.append(found)
 
         class ExplainingCursor(psycopg.Cursor[Any]):
             def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-                if isinstance(query, sql.Composed) and database.relation in query.as_string(self):
-                    found = _explain(self.connection, query, params)
-                    with one_at_a_time:
-                        database.explained.append(found)
+                explain(query, params)
                 return super().execute(query, params, **options)
 
-        return ExplainingCursor
+        class ExplainingServerCursor(psycopg.ServerCursor[Any]):
+            def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+                explain(query, params)
+                return super().execute(query, params, **options)
+
+        connection.cursor_factory = ExplainingCursor
+        connection.server_cursor_factory = ExplainingServerCursor
+        return connection
 
 
 def _explain(connection: psycopg.Connection, query: sql.Composed, params: Any) -> Explained:

@@ -101,13 +101,14 @@ def one(connection: psycopg.Connection, query: str) -> Any:
     return found[0]
 
 
-def lose_a_toast_chunk(connection: psycopg.Connection) -> None:
-    """What a broken disk does to one payload of notices."""
+def lose_a_toast_chunk(connection: psycopg.Connection, before: int = 0) -> None:
+    """What a broken disk does to one payload of notices; so many were written before it."""
     toast = one(connection, "SELECT reltoastrelid FROM pg_class WHERE oid = 'notices'::regclass")
     notices = one(connection, "SELECT 'notices'::regclass::oid")
     name = sql.Identifier("pg_toast", f"pg_toast_{notices}")
     connection.execute("SET allow_system_table_mods = on")
     connection.execute("UPDATE pg_class SET relkind = 'r' WHERE oid = %s", [toast])
-    lose = "DELETE FROM {0} WHERE chunk_seq = 1 AND chunk_id = (SELECT min(chunk_id) FROM {0})"
-    connection.execute(sql.SQL(lose).format(name))
+    lose = """DELETE FROM {0} WHERE chunk_seq = 1
+        AND chunk_id = (SELECT DISTINCT chunk_id FROM {0} ORDER BY chunk_id OFFSET {1} LIMIT 1)"""
+    connection.execute(sql.SQL(lose).format(name, before))
     connection.execute("UPDATE pg_class SET relkind = 't' WHERE oid = %s", [toast])

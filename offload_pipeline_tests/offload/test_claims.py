@@ -121,7 +121,7 @@ def test_a_row_that_another_worker_has_just_finished_is_seen_as_finished(
 ) -> None:
     """Its claim was free again when we asked, but our page of the queue was older."""
     notices.insert(['{"n": 1}'] * 3)
-    read = PendingBatches.read
+    read = PendingBatches._read
 
     def finish_elsewhere(self: PendingBatches, connection: psycopg.Connection, keys: list[Key]) -> Batch:
         monkeypatch.undo()
@@ -131,7 +131,7 @@ def test_a_row_that_another_worker_has_just_finished_is_seen_as_finished(
             assert notices.record(other, [stored])
         return read(self, connection, keys)
 
-    monkeypatch.setattr(PendingBatches, "read", finish_elsewhere)
+    monkeypatch.setattr(PendingBatches, "_read", finish_elsewhere)
     store = CountingStore(notices.store)
     result = notices.with_store(store).copy()
     assert (result.rows_copied, result.rows_left, store.puts.total()) == (2, 0, 2)

@@ -106,13 +106,13 @@ def test_rows_written_while_they_are_copied_keep_what_was_written(
 def test_rows_written_between_claim_and_reading_keep_what_was_written(
     notices: Installation, application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = PendingBatches.read
+    read = PendingBatches._read
 
     def write_then_read(self: PendingBatches, connection: psycopg.Connection, keys: list[Any]) -> Batch:
         application.act()
         return read(self, connection, keys)
 
-    monkeypatch.setattr(PendingBatches, "read", write_then_read)
+    monkeypatch.setattr(PendingBatches, "_read", write_then_read)
     result = notices.copy()
     assert application.has_acted()
     assert result.rows_copied == 4, "kept, updated, changed and changed back, touched: read after the write"

@@ -105,30 +105,40 @@ def test_release_goes_page_by_page_within_its_limits(notices: Installation, monk
     notices.assert_invariant()
 
 
-HELD_UP = """
-CREATE FUNCTION held_up() RETURNS trigger LANGUAGE plpgsql AS
-$$ BEGIN PERFORM pg_advisory_xact_lock(42); RETURN NEW; END $$;
-CREATE TRIGGER held_up BEFORE UPDATE OF raw_payload ON notices FOR EACH ROW
-WHEN (NEW.id = 1) EXECUTE FUNCTION held_up();
-"""
-
-
 @pytest.mark.both_servers
-def test_a_page_that_takes_long_does_not_hold_up_the_others(
+def test_pages_are_hashed_at_once_and_hold_no_row_while_they_wait_for_their_turn(
     notices: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(release_module, "PAGE_ROWS", 2)
-    notices.insert([PAYLOAD] * 12)
-    notices.connection.execute(HELD_UP)
+    """Whoever moves a row by hand holds the partition's counters until its own transaction ends."""
+    monkeypatch.setattr(release_module, "PAGE_ROWS", 1)
+    notices.insert([PAYLOAD] * 4)
     notices.copy()
     notices.verify()
     with notices.pipeline.connect() as other, ThreadPoolExecutor(1) as threads:
-        other.execute("SELECT pg_advisory_lock(42)")
-        releasing = threads.submit(notices.release)
-        assert wait_until(lambda: list(notices.statuses().values()).count("in_storage") == 10, seconds=4)
-        other.execute("SELECT pg_advisory_unlock(42)")
+        with other.transaction():
+            other.execute("SELECT FROM payload_offload_state FOR UPDATE")
+            releasing = threads.submit(notices.release)
+            waits = (
+                "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                " AND application_name = 'offload_pipeline'"
+            )
+            # They give up after LOCK_LIMIT, 5 s.
+            assert wait_until(lambda: notices.connection.execute(waits).rowcount == 3, seconds=4)
+            notices.execute("SET lock_timeout = '200ms'")
+            notices.execute("UPDATE {table} SET created_at = created_at WHERE id = 1")
         released = releasing.result()
-    assert (released.rows_released, released.rows_left, released.rows_failed) == (12, 0, 0)
+    assert (released.rows_released, released.rows_left) == (3, 1), "a version that was not hashed is not freed"
+    notices.assert_invariant()
+
+
+@pytest.mark.parametrize("moment", ["-infinity", "0044-03-15 BC", "infinity"])
+def test_a_moment_that_was_edited_to_an_impossible_one_stops_no_other_row(notices: Installation, moment: str) -> None:
+    edited, sound = notices.insert([PAYLOAD] * 2)
+    notices.copy()
+    notices.verify()
+    notices.execute("UPDATE {table} SET payload_stored_at = %s::timestamptz WHERE id = %s", moment, edited)
+    notices.release()
+    assert notices.statuses()[sound] == "in_storage"
     notices.assert_invariant()
 
 

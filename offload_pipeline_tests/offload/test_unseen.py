@@ -198,13 +198,14 @@ def test_a_page_of_large_payloads_is_read_in_pieces_of_the_byte_limit(old_table:
 
 @pytest.mark.both_servers
 @pytest.mark.parametrize("batch_bytes", [1, 50_000, 1 << 20])
+@pytest.mark.parametrize("before", [0, 3, 6])
 def test_a_row_that_cannot_be_printed_stops_neither_those_before_it_nor_those_behind(
-    old_table: OldTable, batch_bytes: int
+    old_table: OldTable, batch_bytes: int, before: int
 ) -> None:
     keys = insert_payloads(
         old_table.connection, old_table.config, [large_payload(20_000, seed) for seed in range(7)], tenant="acme"
     )
-    lose_a_toast_chunk(old_table.connection)
+    lose_a_toast_chunk(old_table.connection, before)
     pipeline = make_pipeline(
         old_table.pipeline.database.url, old_table.pipeline.store.url, [old_table.config],
         offload={"batch_bytes": batch_bytes},
@@ -213,9 +214,21 @@ def test_a_row_that_cannot_be_printed_stops_neither_those_before_it_nor_those_be
     result = pipeline.copy(old_table.partition(), "run", unseen=True)
     assert (result.rows_copied, result.rows_failed) == (6, 1)
     found = statuses(old_table.connection, old_table.config)
-    assert [key for key in keys if found[key] != "copied"] == [keys[0]]
-    assert found[keys[0]] == "pending_move"
+    assert {key: found[key] for key in keys if found[key] != "copied"} == {keys[before]: "pending_move"}
     assert pipeline.drain(old_table.partition(), "run").released.rows_released == 6
+
+
+def test_payloads_that_compress_best_are_read_a_few_at_a_time(old_table: OldTable) -> None:
+    payloads = ['{"a": "%s"}' % ("b" * 200_000)] * 40
+    insert_payloads(old_table.connection, old_table.config, payloads, tenant="acme")
+    install(old_table.pipeline)
+    batches = UnseenBatches(old_table.pipeline.database, old_table.partition(), BatchLimits(40, 1_000_000), 8)
+    with old_table.pipeline.connect() as connection, transaction(connection):
+        batch = batches.claim(connection)
+        assert batch is not None
+        pieces = [sum(len(row.payload) for row in piece.rows) for piece in batch.rest]
+    assert sum(pieces) == 40 * len(payloads[0])
+    assert max(pieces) < 1_000_000 + 2 * 200_100
 
 
 def test_a_scan_that_ends_in_the_middle_of_a_batch_leaves_no_trace(old_table: OldTable) -> None:

@@ -3,7 +3,7 @@
 -- Locks: none. Index: <table>_offload_copied.
 SELECT
     {key_names},
-    p.stored_at
+    p.stored_at::text
 FROM (
     SELECT
         {keys_as_text},
@@ -25,7 +25,7 @@ LIMIT 1
 -- name: release
 -- Frees verified payloads: PostgreSQL hashes each once more, and a row version that was not hashed is not freed.
 -- Hashing takes no lock; the rows are locked only for the update, and one that the application holds is passed over.
--- Locks: the rows, NO KEY UPDATE, never waits. Index: <table>_offload_copied.
+-- Locks: the partition's state row, then the rows, NO KEY UPDATE, never waits for those. Index: <table>_offload_copied.
 WITH page AS MATERIALIZED (
     SELECT
         {keys_as_text},
@@ -38,7 +38,6 @@ WITH page AS MATERIALIZED (
     WHERE {is_releasable}
         AND {is_in_page}
     ORDER BY t.{stored_at}, {keys}
-    LIMIT %(page_rows)s
 ),
 hashed AS MATERIALIZED (
     -- In the list, not in WHERE, and row by row: the planner must not hash the whole table on its way to this page.
@@ -50,14 +49,23 @@ hashed AS MATERIALIZED (
     CROSS JOIN LATERAL {row_of_key} AS t
     WHERE t.xmin = k.xmin_read::xid
 ),
+turn AS MATERIALIZED (
+    -- Pages wait for one another here, and not at the counters with their rows locked. CTEs run row by row: without the
+    -- count, the first rows would be locked while the last are still hashed.
+    SELECT
+    FROM {state} AS s
+    WHERE s.tenant_id = %(tenant)s
+        AND s.table_name = %(table)s
+        AND (SELECT count(*) FROM hashed) > 0
+    FOR NO KEY UPDATE OF s
+),
 free AS MATERIALIZED (
     SELECT k.*
     FROM hashed AS k
     JOIN {relation} AS t ON {keys_match}
     WHERE k.matches
         AND t.xmin = k.xmin_read::xid
-        -- CTEs run row by row: without this, the first rows would be locked while the last are still hashed.
-        AND (SELECT count(*) FROM hashed) > 0
+        AND (SELECT count(*) FROM turn) > 0
     FOR NO KEY UPDATE OF t SKIP LOCKED
 ),
 released AS (
@@ -88,6 +96,7 @@ t.{status} = 'copied'
     AND s.store_url = %(store_url)s
     AND {is_tenant}
     AND t.{stored_at} <= s.verified_through
+    AND t.{stored_at} > '-infinity'
     AND (%(release_delay)s = interval '0' OR t.{stored_at} <= clock_timestamp() - %(release_delay)s::interval)
     AND {after_position}
     AND {is_chosen}
@@ -121,14 +130,13 @@ WHERE t.{status} IS DISTINCT FROM 'in_storage'
 -- The keys of the page that release would take, for taking them one by one. Locks: none. Index: <table>_offload_copied.
 SELECT
     {keys_as_text},
-    t.{stored_at},
+    t.{stored_at}::text,
     t.xmin::text
 FROM {relation} AS t
 JOIN {state} AS s ON s.tenant_id = %(tenant)s AND s.table_name = %(table)s
 WHERE {is_releasable}
     AND {is_in_page}
 ORDER BY t.{stored_at}, {keys}
-LIMIT %(page_rows)s
 
 -- name: count_released
 -- Locks: the partition's state row, until commit. Index: its primary key.
