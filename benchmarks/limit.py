@@ -22,13 +22,14 @@ import deflate
 import psutil  # type: ignore[import-untyped]  # has no type information
 from psycopg import Connection
 
+from benchmarks.cores import cores
 from benchmarks.moving import SOURCE, move_by_us, source
 from benchmarks.results import Measured, alternating, median
 from benchmarks.servers import Servers
 from benchmarks.throughput import OURS, SIZES, Size
-from offload_pipeline.config import ObjectStoreConfig, OffloadConfig
+from offload_pipeline.config import OffloadConfig
 from offload_pipeline.offload.packing import LIBDEFLATE_LEVEL
-from offload_pipeline.storage.object_store import ObjectStore, open_store
+from offload_pipeline.storage.object_store import ObjectStore
 
 BAR = 0.6
 TEXT, SHA256, DEFLATE, PUT = "PostgreSQL, as text", "SHA-256", "deflate", "store, PUT"
@@ -134,14 +135,14 @@ def _at(servers: Servers, connection: Connection, say: Callable[[str], None], si
         measure=f"{size}, S3: against the limit",
         value=median(runs), unit="of its rows/s", bar=BAR, is_at_most=False, runs=tuple(runs),
         detail=f"{median(found[OURS]):.2f} ms a row, the limit {median(limits):.2f}: ms of CPU a row "
-        f"({_said(parts, UNAVOIDABLE)}) over {cores()} cores; with what the protocol demands besides "
+        f"({_said(parts, UNAVOIDABLE)}) over {len(cores())} cores; with what the protocol demands besides "
         f"({_said(parts, DEMANDED)}) it is {median(demanded):.2f}, and ours {100 * share:.0f} % of it",
         parts={**parts, OURS: median(found[OURS]), "limit": median(limits)},
     )  # fmt: skip
 
 
 def _over_the_cores(found: Mapping[str, Sequence[float]], stages: Sequence[str]) -> list[float]:
-    return [sum(parts) / cores() for parts in zip(*(found[name] for name in stages), strict=True)]
+    return [sum(parts) / len(cores()) for parts in zip(*(found[name] for name in stages), strict=True)]
 
 
 def _said(parts: Mapping[str, float], stages: Sequence[str]) -> str:
@@ -149,17 +150,10 @@ def _said(parts: Mapping[str, float], stages: Sequence[str]) -> str:
 
 
 def _stages(servers: Servers, connection: Connection, size: Size, rows: int) -> _Stages:
-    s3 = servers.s3
-    store = open_store(ObjectStoreConfig(url=f"s3://{s3.bucket}", endpoint=s3.endpoint), servers.home)
     texts = connection.execute(f"SELECT convert_to(payload::text, 'UTF8') FROM {SOURCE} ORDER BY id")  # noqa: S608
     kept = [payload for (payload,) in islice(texts, KEPT_BYTES // size.payload_bytes)]
     packed = [bytes(deflate.gzip_compress(payload, LIBDEFLATE_LEVEL)) for payload in kept]
-    return _Stages(servers, connection, store, kept, packed, rows)
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _Stages(servers, connection, servers.store(), kept, packed, rows)
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

@@ -8,17 +8,16 @@ that it sent: each that names the table must be index-only, and fetch nothing fr
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import psycopg
-from psycopg import Connection, sql
+from psycopg import Connection
 
 from benchmarks.results import Measured, median
 from benchmarks.servers import Servers
-from offload_pipeline.database.connection import Database
 from offload_pipeline.defs.offload.requests import look_at_queue
 from offload_pipeline.pipeline import Pipeline
+from offload_pipeline_tests.offload.explaining import ExplainingDatabase
 
 ROWS = 10_000_000
 ONE_PENDING_IN = 100
@@ -61,9 +60,9 @@ def measure(servers: Servers, say: Callable[[str], None]) -> list[Measured]:
     with servers.connect() as connection, _filled(servers, connection) as pipeline:
         say("looking at the queue as the sensor does")
         runs = tuple(_tick(pipeline) for _ in range(TICKS))
-        watched = _WatchingDatabase(pipeline.database.url, pipeline.database.schema)
-        _tick(replace(pipeline, database=watched))
-    scans = [scan for plan in watched.plans for scan in _scans(plan)]
+        database = ExplainingDatabase(pipeline.database.url, pipeline.database.schema, relation=f'"{TABLE}"')
+        _tick(replace(pipeline, database=database))
+    scans = [scan for one in database.explained for scan in one.scans(TABLE)]
     wrong = [scan for scan in scans if scan["Node Type"] != "Index Only Scan" or scan["Heap Fetches"]]
     plans = f"{len(scans)} scans, " + (f"not index-only: {_names(wrong)}" if wrong else "all index-only")
     return [
@@ -97,38 +96,6 @@ def _tick(pipeline: Pipeline) -> float:
     if (waiting := sum(one.rows for one in look.pending)) != ROWS // ONE_PENDING_IN:
         raise RuntimeError(f"the sensor sees {waiting} pending rows")
     return milliseconds
-
-
-@dataclass(frozen=True)
-class _WatchingDatabase(Database):
-    """Explains each statement that names the table, before it is executed."""
-
-    plans: list[dict[str, Any]] = field(default_factory=list)
-
-    def connect(self) -> Connection:
-        connection = super().connect()
-        plans = self.plans
-
-        class Explaining(psycopg.Cursor[Any]):
-            def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-                if isinstance(query, sql.Composed) and f'"{TABLE}"' in query.as_string(self):
-                    explain = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) ") + query
-                    with psycopg.Cursor(self.connection) as cursor:
-                        plans.extend(
-                            document["Plan"] for (found,) in cursor.execute(explain, params) for document in found
-                        )
-                return super().execute(query, params, **options)
-
-        connection.cursor_factory = Explaining
-        return connection
-
-
-def _scans(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a plan reads of the table."""
-    if plan.get("Relation Name") == TABLE:
-        yield plan
-    for child in plan.get("Plans", ()):
-        yield from _scans(child)
 
 
 def _names(scans: list[dict[str, Any]]) -> str:

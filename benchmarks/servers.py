@@ -11,10 +11,11 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]  # has no type information
 import psycopg
 
-from offload_pipeline.config import Config
+from offload_pipeline.config import Config, ObjectStoreConfig
 from offload_pipeline.database.embedded import embedded_url, stop_embedded
 from offload_pipeline.install.installer import plan_all, run
 from offload_pipeline.pipeline import Pipeline, open_pipeline
+from offload_pipeline.storage.object_store import ObjectStore, open_store
 from offload_pipeline.storage.seaweedfs import SeaweedFS
 
 
@@ -30,11 +31,20 @@ class Servers:
         """A new autocommit connection."""
         return psycopg.connect(self.database_url, autocommit=True)
 
+    @property
+    def store_address(self) -> dict[str, str]:
+        """As in `offload.yaml`."""
+        return {"url": f"s3://{self.s3.bucket}", "endpoint": self.s3.endpoint}
+
+    def store(self) -> ObjectStore:
+        """The bucket, as the pipeline opens it."""
+        return open_store(ObjectStoreConfig.model_validate(self.store_address), self.home)
+
     def pipeline(self, *tables: dict[str, Any], **sections: Any) -> Pipeline:
         """A pipeline on these tables (as in `offload.yaml`), installed."""
         document = {
             "database": {"url": self.database_url},
-            "object_store": {"url": f"s3://{self.s3.bucket}", "endpoint": self.s3.endpoint},
+            "object_store": self.store_address,
             "tables": tables,
             **sections,
         }
@@ -45,15 +55,19 @@ class Servers:
                 run(connection, step)
         return pipeline
 
-    def cpu_seconds(self) -> dict[str, float]:
-        """User and system time so far of `us` (this process), `postgres` and `store`."""
+    def database_processes(self) -> list[Any]:
+        """The server's main process, which connections inherit from, and all that it has now."""
         with self.connect() as connection:
             found = connection.execute("SELECT pg_read_file('postmaster.pid')").fetchone()
         assert found is not None
         server = psutil.Process(int(found[0].split()[0]))
+        return [server, *server.children()]
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """User and system time so far of `us` (this process), `postgres` and `store`."""
         return {
             "us": _cpu_of(psutil.Process()),
-            "postgres": _cpu_of(server) + sum(map(_cpu_of, server.children())),
+            "postgres": sum(map(_cpu_of, self.database_processes())),
             "store": _cpu_of(psutil.Process(self.s3.pid)),
         }
 

@@ -16,6 +16,7 @@ import psutil  # type: ignore[import-untyped]  # has no type information
 from offload_pipeline.config import load_config
 from offload_pipeline.offload.claims import Partition
 from offload_pipeline.pipeline import Pipeline, open_pipeline
+from offload_pipeline_tests.offload.worker import write_config
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -33,12 +34,7 @@ class Worker:
     """One that has started, and waits to be told to drain."""
 
     def __init__(self, pipeline: Pipeline, folder: Path, tenant: str, core: int | None = None) -> None:
-        config = folder / f"{pipeline.config.tables[0].name}.yaml"
-        # JSON is YAML.
-        config.write_text(
-            json.dumps(pipeline.config.model_dump(mode="json", by_alias=True, exclude_defaults=True)), encoding="utf-8"
-        )
-        arguments = [str(config), tenant, *([] if core is None else [str(core)])]
+        arguments = [str(write_config(pipeline, folder)), tenant, *([] if core is None else [str(core)])]
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, the module below
             [sys.executable, "-m", __name__, *arguments],
             cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

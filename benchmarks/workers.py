@@ -16,7 +16,7 @@ from itertools import islice
 
 from psycopg import Connection
 
-from benchmarks.cores import are_few, bind, cores, database_processes
+from benchmarks.cores import are_few, bind, cores
 from benchmarks.payloads import payloads
 from benchmarks.results import Measured, alternating, median, ratios
 from benchmarks.servers import Servers
@@ -50,7 +50,7 @@ def measure(servers: Servers, say: Callable[[str], None]) -> list[Measured]:
             return _Measurement(servers, servers.pipeline(_CONFIG), connection, say).figures()
         finally:
             connection.execute(f"DROP TABLE {TABLE}".encode())
-            bind([servers.s3.pid, *database_processes(servers)], cores())
+            bind(_processes(servers), cores())
 
 
 class _Measurement:
@@ -110,7 +110,7 @@ class _Measurement:
         self._connection.execute(f"VACUUM (ANALYZE) {TABLE}".encode())
         self._connection.execute("CHECKPOINT")
         if self._is_bound:
-            bind([self._servers.s3.pid, *database_processes(self._servers)], cores()[: len(tenants)])
+            bind(_processes(self._servers), cores()[: len(tenants)])
         workers = [
             Worker(self._pipeline, self._servers.home, tenant, core if self._is_bound else None)
             for tenant, core in zip(tenants, cores(), strict=False)
@@ -120,3 +120,7 @@ class _Measurement:
             worker.begin()
         drained = [worker.result() for worker in workers]
         return time.perf_counter() - begun, drained
+
+
+def _processes(servers: Servers) -> list[int]:
+    return [servers.s3.pid, *(process.pid for process in servers.database_processes())]

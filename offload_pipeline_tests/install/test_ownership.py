@@ -223,14 +223,17 @@ def test_the_plain_function_follows_its_table_when_another_joins_the_configurati
     assert MOVE not in functions(connection)
 
 
+def pipelines(connection: psycopg.Connection, database_url: str, store_url: str, *names: str) -> list[Pipeline]:
+    """A configuration for each of these tables of one database."""
+    tables = (make_table(connection, name=name, relation=f"public.{name}") for name in names)
+    return [make_pipeline(database_url, store_url, [table]) for table in tables]
+
+
 def test_a_table_does_not_take_the_function_that_bears_its_own_name_from_another(
     connection: psycopg.Connection, database_url: str, local_store_url: str
 ) -> None:
     """`activities` has `get_activity_payload` as well, which is the only one that `activity` could have."""
-    activities, activity = (
-        make_pipeline(database_url, local_store_url, [make_table(connection, name=name, relation=f"public.{name}")])
-        for name in ("activities", "activity")
-    )
+    activities, activity = pipelines(connection, database_url, local_store_url, "activities", "activity")
     install(activities)
     with pytest.raises(UserError, match=r"^activity: .* is that of the table activities; give the newer one another"):
         install(activity)
@@ -240,10 +243,7 @@ def test_activities_take_the_plain_functions_from_nobody_whose_own_they_are(
     connection: psycopg.Connection, database_url: str, local_store_url: str
 ) -> None:
     """Only `move_payload_to_storage` goes over to `activities`: the other names may be another table's only ones."""
-    activity, activities = (
-        make_pipeline(database_url, local_store_url, [make_table(connection, name=name, relation=f"public.{name}")])
-        for name in ("activity", "activities")
-    )
+    activity, activities = pipelines(connection, database_url, local_store_url, "activity", "activities")
     install(activity)
     mine = functions(connection)["get_activity_payload(bigint)"]
     install(activities)

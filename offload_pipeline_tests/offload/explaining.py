@@ -22,11 +22,13 @@ class Explained:
     plan: dict[str, Any]
     is_compiled: bool
 
+    def scans(self, relation: str) -> list[dict[str, Any]]:
+        """What the plan reads of a relation and its indexes."""
+        return [node for node in _nodes(self.plan) if node.get("Relation Name") == relation]
+
     def most_rows(self, relation: str) -> float:
         """Of all scans of a relation or its indexes, the rows that the largest one went through."""
-        return max(
-            (_rows_gone_through(node) for node in _nodes(self.plan) if node.get("Relation Name") == relation), default=0
-        )
+        return max(map(_rows_gone_through, self.scans(relation)), default=0)
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -59,15 +59,16 @@ FROM {relation} AS t TABLESAMPLE SYSTEM (%(percent)s::double precision)
 WHERE {is_ahead}
 
 -- name: measure
--- Of these rows, the ones still never seen whose payload is above the threshold, with its bytes.
+-- Of these rows, the ones still never seen whose payload is above the threshold, with its bytes; each is printed once.
 -- Locks: none. Index: the primary key.
 SELECT
     k.position,
-    octet_length(t.{payload}::text)
+    printed.payload_bytes
 FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
 CROSS JOIN LATERAL {row_of_key} AS t
+CROSS JOIN LATERAL (SELECT octet_length(t.{payload}::text) AS payload_bytes OFFSET 0) AS printed
 WHERE t.{status} IS NULL
     AND t.{payload} IS NOT NULL
     AND {is_tenant}
-    AND (%(threshold_bytes)s = 0 OR octet_length(t.{payload}::text) > %(threshold_bytes)s)
+    AND (%(threshold_bytes)s = 0 OR printed.payload_bytes > %(threshold_bytes)s)
 ORDER BY k.position
