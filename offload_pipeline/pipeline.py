@@ -14,9 +14,10 @@ from offload_pipeline.database.rights import require_rights
 from offload_pipeline.database.table import Key, Table, inspect_table
 from offload_pipeline.offload.ahead import DryRun, dry_run, rows_ahead
 from offload_pipeline.offload.claims import Batches, Partition, PendingBatches
-from offload_pipeline.offload.copier import CopyOptions, CopyResult, Progress, copy_all, no_progress
+from offload_pipeline.offload.copier import CopyOptions, CopyResult, copy_all
 from offload_pipeline.offload.failures import OpenFailure, count_open, open_failures
 from offload_pipeline.offload.holds import HoldsLifted, count_held, lift_holds
+from offload_pipeline.offload.progress import Progress, no_progress
 from offload_pipeline.offload.queue import PendingTenant, known_tenants, pending_by_tenant, tenants_having
 from offload_pipeline.offload.release import ReleaseOptions, ReleaseResult, release_partition
 from offload_pipeline.offload.restore import RestoreOptions, RestoreResult, restore_partition

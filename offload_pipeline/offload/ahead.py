@@ -12,8 +12,8 @@ from offload_pipeline.database.connection import is_about_the_rows, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.offload.claims import Partition
-from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.packing import Compression, pack
+from offload_pipeline.offload.progress import Progress, no_progress
 from offload_pipeline.offload.reservoir import Reservoir
 from offload_pipeline.offload.stored import PAGE_ROWS
 from offload_pipeline.offload.unseen import read_checkpoint

@@ -2,8 +2,8 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import psycopg
 from psycopg import Connection
@@ -47,26 +47,31 @@ class ClaimedRow:
     payload: bytes = field(repr=False)
 
 
-def _nothing() -> Generator["Batch", None, None]:
-    yield from ()
+@dataclass(frozen=True)
+class Piece:
+    """Claimed rows as they were read, and those that could not even be read (key, xmin, why)."""
+
+    rows: list[ClaimedRow]
+    unreadable: list[tuple[Key, str | None, Exception]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Claimed rows, those that could not even be read (key, xmin, why), and more of both, read as they are asked for.
+    """What one transaction claimed, in pieces that are read as they are asked for, inside that transaction.
 
     `rows_passed` counts what the queue or scan went through for it, small rows and those of other workers included.
     """
 
-    rows: list[ClaimedRow]
-    unreadable: list[tuple[Key, str | None, Exception]]
-    rest: Generator["Batch", None, None] = field(default_factory=_nothing)
-    rows_passed: int = 0
+    pieces: Iterator[Piece]
+    rows_passed: int
 
 
 @dataclass(frozen=True)
 class BatchLimits:
     """A batch ends at `rows`, or with the row that passes `payload_bytes`, whichever comes first.
+
+    Of rows that the trigger has never seen only the stored size is known, and it is that of compressed payloads; such a
+    batch is read in pieces, each of which ends with the row that passes `payload_bytes`.
 
     Each row costs an entry in the server's one shared lock table, so `rows` stays in the hundreds.
     """
@@ -108,17 +113,17 @@ class Batches(ABC):
             "lock_space": table.lock_space,
         }
 
-    def _read_one_by_one(self, connection: Connection, keys: list[Key]) -> Batch:
-        batch = Batch([], [])
+    def _read_one_by_one(self, connection: Connection, keys: list[Key]) -> Piece:
+        piece = Piece([])
         for key in keys:
             try:
                 with connection.transaction():
-                    batch.rows.extend(self._fetch(connection, [key]))
+                    piece.rows.extend(self._fetch(connection, [key]))
             except psycopg.Error as error:
                 if not is_about_the_rows(error, connection):
                     raise
-                batch.unreadable.append((key, self._version(connection, key), error))
-        return batch
+                piece.unreadable.append((key, self._version(connection, key), error))
+        return piece
 
     def _version(self, connection: Connection, key: Key) -> str | None:
         table = self.partition.table
@@ -149,13 +154,13 @@ class PendingBatches(Batches):
         if page is None:
             return None
         keys, rows_passed = page
-        return replace(self._read(connection, keys), rows_passed=rows_passed)
+        return Batch(iter([self._read(connection, keys)]), rows_passed)
 
-    def _read(self, connection: Connection, keys: list[Key]) -> Batch:
+    def _read(self, connection: Connection, keys: list[Key]) -> Piece:
         """Reads claimed rows; where one of them cannot be read, one by one."""
         try:
             with connection.transaction():
-                return Batch(self._fetch(connection, keys), [])
+                return Piece(self._fetch(connection, keys))
         except psycopg.Error as error:
             if not is_about_the_rows(error, connection):
                 raise

@@ -1,9 +1,8 @@
 """Copying: pack, upload, read back, record. The payload stays in the row; the row only gains a pointer."""
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -13,33 +12,28 @@ from psycopg import Connection
 from offload_pipeline.config import OffloadConfig
 from offload_pipeline.database.back_pressure import BackPressure
 from offload_pipeline.database.connection import is_about_the_rows, transaction
-from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.errors import (
-    ObjectMissingError,
     OffloadError,
-    PayloadTooLargeError,
-    ReadBackMismatchError,
     StoreDeniedError,
 )
-from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Partition, require_same_store
-from offload_pipeline.offload.failures import Failure, Stage, record_failures, resolve_failures
-from offload_pipeline.offload.packing import Compression, holds, pack
+from offload_pipeline.offload.claims import (
+    Batch,
+    Batches,
+    BatchLimits,
+    ClaimedRow,
+    Piece,
+)
+from offload_pipeline.offload.failures import Failure, record_failures
+from offload_pipeline.offload.packing import Compression
+from offload_pipeline.offload.progress import Progress, no_progress
+from offload_pipeline.offload.record import record_copied
+from offload_pipeline.offload.storing import StoredPayload, store_payload
 from offload_pipeline.offload.workers import Workers
-from offload_pipeline.storage.keys import object_key
 from offload_pipeline.storage.object_store import ObjectStore
 
 # Enough for a histogram of payload sizes, whatever the number of rows.
 SIZE_SAMPLE_ROWS = 10_000
-# A payload that the writer could not store has come the other way; one that could not be restored was written anew.
-_SETTLED_STAGES: tuple[Stage, ...] = ("copy", "write", "restore")
-
-Progress = Callable[[int, int], None]
-"""Called after each batch or page, from any thread, with the rows it went through and the payload bytes it moved."""
-
-
-def no_progress(_rows: int, _payload_bytes: int) -> None:
-    """For callers that watch nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +51,6 @@ class CopyOptions:
         """The configured options, with another batch size where one was asked for."""
         limits = BatchLimits(batch_rows or config.batch_rows, config.batch_bytes)
         return cls(limits, config.batches_in_flight, config.store_threads, config.compression, config.max_attempts)
-
-
-@dataclass(frozen=True)
-class StoredPayload:
-    """An object that was read back and is what was sent."""
-
-    key: Key
-    xmin: str
-    object_key: str
-    sha256: str
-    payload_bytes: int
-    object_bytes: int
 
 
 @dataclass
@@ -172,24 +154,27 @@ class _Copier:
 
     def _copy(self, connection: Connection, batch: Batch) -> _Outcome:
         """Everything is stored before anything is recorded: no row lock may last for an upload."""
-        stored, failures, claimed = self._store_rows(batch)
-        with contextlib.closing(batch.rest) as rest:
-            for piece in rest:
-                more, failed, read = self._store_rows(piece)
-                stored, failures, claimed = stored + more, failures + failed, claimed | read
+        stored: list[StoredPayload] = []
+        failures: list[Failure] = []
+        claimed: set[Key] = set()
+        for piece in batch.pieces:
+            more, failed = self._store_rows(piece)
+            stored, failures = stored + more, failures + failed
+            claimed.update(row.key for row in piece.rows)
+            claimed.update(key for key, _, _ in piece.unreadable)
         recorded, refused = self._record(connection, stored)
         not_copied = claimed - {item.key for item in recorded}
         return _Outcome(recorded, [*failures, *refused], list(not_copied))
 
-    def _store_rows(self, batch: Batch) -> tuple[list[StoredPayload], list[Failure], set[Key]]:
+    def _store_rows(self, piece: Piece) -> tuple[list[StoredPayload], list[Failure]]:
         stored: list[StoredPayload] = []
-        failures = [Failure(key, version, error) for key, version, error in batch.unreadable]
-        for row, outcome in zip(batch.rows, self._store_threads.map(self._try_to_store, batch.rows), strict=True):
+        failures = [Failure(key, version, error) for key, version, error in piece.unreadable]
+        for row, outcome in zip(piece.rows, self._store_threads.map(self._try_to_store, piece.rows), strict=True):
             if isinstance(outcome, StoredPayload):
                 stored.append(outcome)
             elif outcome is not None:
                 failures.append(Failure(row.key, row.xmin, outcome))
-        return stored, failures, {*(row.key for row in batch.rows), *(key for key, _, _ in batch.unreadable)}
+        return stored, failures
 
     def _try_to_store(self, row: ClaimedRow) -> StoredPayload | OffloadError | None:
         """The stored payload, or why it failed; None for a row not tried because the store is down."""
@@ -242,79 +227,3 @@ class _Copier:
             result.object_bytes += sum(item.object_bytes for item in recorded)
             room = SIZE_SAMPLE_ROWS - len(result.payload_sizes)
             result.payload_sizes.extend(item.payload_bytes for item in recorded[:room])
-
-
-def store_payload(
-    store: ObjectStore, partition: Partition, row: ClaimedRow, compression: Compression, *, renews: bool = False
-) -> StoredPayload:
-    """Stores one payload and reads it back. Raises an OffloadError; at worst an orphan object is left.
-
-    A plain PUT, never create-only: the same bytes again do no harm and renew the object's age, on which garbage
-    collection relies. But what other rows may share, under a key without {primary_key}, is not put at risk where it
-    stands already; unless `renews`, for who has nothing but its age to keep garbage collection from it.
-    """
-    config = partition.table.config
-    most = config.max_object_bytes
-    if most is not None and len(row.payload) > most:
-        raise PayloadTooLargeError(
-            f"the payload is {len(row.payload)} bytes, max_object_bytes is {most}; it stays in the row"
-        )
-    packed = pack(row.payload, compression)
-    key = object_key(
-        config.key_template, tenant=partition.tenant, table=config.name, primary_key=row.key, sha256=packed.sha256
-    )
-    stored = StoredPayload(row.key, row.xmin, key, packed.sha256, packed.payload_bytes, len(packed.data))
-    if not renews and "{primary_key}" not in config.key_template and _stands(store, key, packed.sha256):
-        return stored
-    store.put(key, packed.data)
-    try:
-        intact = store.get(key) == packed.data
-    except ObjectMissingError:
-        raise ReadBackMismatchError(f"the store accepted {key} and then had no such object") from None
-    if not intact:
-        raise ReadBackMismatchError(f"the store gave back other bytes than were sent for {key}")
-    return stored
-
-
-def _stands(store: ObjectStore, key: str, sha256: str) -> bool:
-    try:
-        return holds(store.get(key), sha256)
-    except ObjectMissingError:
-        return False
-
-
-def record_copied(
-    connection: Connection, partition: Partition, stored: Sequence[StoredPayload], store_url: str, run_id: str
-) -> list[StoredPayload]:
-    """Writes pointers, counters and the audit line in the caller's transaction; returns what was recorded.
-
-    Rows that changed since they were read are not among them.
-    """
-    table, parameters = partition.table, partition.parameters()
-    found = connection.execute(
-        statement("offload/record", "open_state", table.names()), {**parameters, "store_url": store_url}
-    ).fetchone()
-    assert found is not None  # noqa: S101 - an upsert returns its row
-    require_same_store(partition, found[1], store_url)
-    rows = connection.execute(
-        statement("offload/record", "record_copied", table.names()),
-        {
-            **table.key_parameters([item.key for item in stored]),
-            "xmins": [item.xmin for item in stored],
-            "sizes": [item.payload_bytes for item in stored],
-            "object_keys": [item.object_key for item in stored],
-            "hashes": [item.sha256 for item in stored],
-            "verification_mark": found[0],
-        },
-    ).fetchall()
-    recorded = [stored[position - 1] for position, _ in rows]
-    if recorded:
-        payload_bytes = sum(item.payload_bytes for item in recorded)
-        counted = {
-            "rows": len(recorded), "payload_bytes": payload_bytes, "bytes": payload_bytes,
-            "object_bytes": sum(item.object_bytes for item in recorded), "run_id": run_id, "action": "copy",
-        }  # fmt: skip
-        connection.execute(statement("offload/record", "count_copied", table.names()), {**parameters, **counted})
-        connection.execute(statement("offload/record", "log_action", table.names()), {**parameters, **counted})
-        resolve_failures(connection, partition, _SETTLED_STAGES, [item.key for item in recorded])
-    return recorded

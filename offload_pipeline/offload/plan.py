@@ -13,10 +13,10 @@ from offload_pipeline.database.connection import Database, server_message, trans
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Table
 from offload_pipeline.errors import TransientError, UserError
-from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.estimate import Estimator, choose_pages, choose_rows
 from offload_pipeline.offload.forecast import Forecast, Measured, Sampled, assemble
 from offload_pipeline.offload.packing import Compression, pack
+from offload_pipeline.offload.progress import Progress, no_progress
 from offload_pipeline.offload.sampling import SampledPayload, leaves, lz4_sizes, read_payloads, read_rows
 from offload_pipeline.storage.keys import object_key
 

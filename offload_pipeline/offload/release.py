@@ -14,12 +14,13 @@ from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import GUARD_TRIGGER, Key, Table
 from offload_pipeline.errors import ObjectDamagedError, ReleaseUndoneError
 from offload_pipeline.offload.claims import Partition
-from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
+from offload_pipeline.offload.progress import Progress, no_progress
 from offload_pipeline.offload.requeue import requeue
 from offload_pipeline.offload.workers import Workers
 
-# PostgreSQL prints and hashes a page before it locks a row of it; the locks last for the update alone.
+# PostgreSQL prints and hashes a page before it locks a row of it; the locks last from the update to the commit, and what
+# waits for them waits for the update of so many rows at most.
 PAGE_ROWS = 200
 PAGE_BYTES = 4 * 1024 * 1024
 
@@ -104,7 +105,7 @@ class _Releaser:
         try:
             self._release(connection, page)
         except (psycopg.Error, ReleaseUndoneError) as error:
-            if isinstance(error, psycopg.Error) and not is_about_the_rows(error, connection):
+            if not _is_refused(error, connection):
                 raise
             self._release_one_by_one(connection, page)
         return True
@@ -213,7 +214,7 @@ class _Releaser:
             try:
                 self._release(connection, _Page(after, position))
             except (psycopg.Error, ReleaseUndoneError) as error:
-                if isinstance(error, psycopg.Error) and not is_about_the_rows(error, connection):
+                if not _is_refused(error, connection):
                     raise
                 self._fail(connection, table.key_in(row), row[-1], error)
             after = position
@@ -242,6 +243,11 @@ class _Releaser:
             failures = [Failure(table.key_in(row), row[-1], error, is_queued_again=True) for row in rows]
             record_failures(connection, self._partition, "release", failures)
         self._count_failed(len(rows))
+
+
+def _is_refused(error: Exception, connection: Connection) -> bool:
+    """Whether the table refused the rows, and not the server the statement."""
+    return not isinstance(error, psycopg.Error) or is_about_the_rows(error, connection)
 
 
 def _is_watched(table: Table) -> sql.Composable:

@@ -24,8 +24,8 @@ from offload_pipeline.errors import (
     StoreDeniedError,
 )
 from offload_pipeline.offload.claims import BatchLimits, Partition, require_same_store
-from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.failures import Failure, record_failures
+from offload_pipeline.offload.progress import Progress, no_progress
 from offload_pipeline.offload.stored import NamedObject, read_payload
 from offload_pipeline.offload.stored_rows import StoredRow, StoredRows, drop_pointers, put_back
 from offload_pipeline.offload.vacancy import beside_its_pointer

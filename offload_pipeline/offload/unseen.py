@@ -2,8 +2,8 @@
 
 import itertools
 import threading
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -12,16 +12,16 @@ from psycopg import Connection, Cursor, ServerCursor
 from offload_pipeline.database.connection import Database, is_about_the_rows, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
-from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Partition
+from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Partition, Piece
 
 
 @dataclass
 class _Page:
     """A page of the scan: the checkpoint may pass `last` once it is finished, and not before its predecessors are."""
 
+    batch: Batch
     last: Key
     is_finished: bool = False
-    batch: Batch = field(default_factory=lambda: Batch([], []))
 
 
 class UnseenBatches(Batches):
@@ -38,15 +38,10 @@ class UnseenBatches(Batches):
         self._checkpoint_lock = threading.Lock()
 
     def claim(self, connection: Connection) -> Batch | None:
-        """As `Batches.claim`; all rows are in `rest`, in pieces that end with the row that passes the byte limit."""
+        """As `Batches.claim`."""
         with self._turn:
             self._begin(connection)
-            page = self._scan(connection)
-        if page is None:
-            return None
-        sizes, entry, rows_passed = page
-        entry.batch = Batch([], [], self._pieces(connection, sizes), rows_passed)
-        return entry.batch
+            return self._scan(connection)
 
     def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> dict[Key, str]:
         """Queues what was not copied, then moves the checkpoint over every finished page that has no gap before it."""
@@ -77,7 +72,7 @@ class UnseenBatches(Batches):
         if self._resume:
             self._cursor, self._ended = read_checkpoint(connection, self.partition)
 
-    def _scan(self, connection: Connection) -> tuple[dict[Key, int], _Page, int] | None:
+    def _scan(self, connection: Connection) -> Batch | None:
         if self._ended:
             return None
         table = self.partition.table
@@ -86,19 +81,21 @@ class UnseenBatches(Batches):
         ).fetchall()
         with self._checkpoint_lock:
             # Together: a page finished in between must not take the scan for complete while this one is in flight.
-            self._ended = len(rows) < self.limits.rows
+            self._ended = not rows
             if not rows:
                 if not self._pages and not self._has_gap:
                     self._write_checkpoint(connection, self._cursor, is_complete=True)
                 return None
             self._cursor = table.key_in(rows[-1])
-            # Another worker has these; should it die, a later scan must find them.
-            self._has_gap = self._has_gap or not all(row[-1] for row in rows)
-            page = _Page(self._cursor)
-            self._pages.append(page)
-        return {table.key_in(row): row[-2] for row in rows if row[-1]}, page, len(rows)
+            if not all(row[-1] for row in rows):
+                # Another worker has these; should it die, a later scan must find them.
+                self._has_gap = True
+            sizes = {table.key_in(row): row[-2] for row in rows if row[-1]}
+            batch = Batch(self._pieces(connection, sizes), len(rows))
+            self._pages.append(_Page(batch, self._cursor))
+        return batch
 
-    def _pieces(self, connection: Connection, sizes: dict[Key, int]) -> Generator[Batch, None, None]:
+    def _pieces(self, connection: Connection, sizes: dict[Key, int]) -> Iterator[Piece]:
         """The rows of these keys (with their stored bytes), in pieces.
 
         Each piece is a statement that has ended before the piece is given: while payloads are on their way to the
@@ -117,12 +114,16 @@ class UnseenBatches(Batches):
                 key = next(iter(unread))
                 del unread[key]
                 alone = self._read_one_by_one(connection, [key])
-                yield Batch([*rows, *alone.rows], alone.unreadable)
+                yield Piece([*rows, *alone.rows], alone.unreadable)
             else:
-                yield Batch(rows, [])
+                yield Piece(rows)
 
     def _read_piece(self, connection: Connection, unread: dict[Key, int], rows: list[ClaimedRow]) -> None:
-        """Adds rows up to the one that passes the byte limit; takes what was gone through out of `unread`."""
+        """Adds rows up to the one that passes the byte limit; takes what was gone through out of `unread`.
+
+        How far this table's payloads unpack is learnt from what has arrived: one row first, then twice as
+        many each time.
+        """
         keys, room, ratio, few = list(unread), self.limits.payload_bytes, 1.0, 1
         with connection.cursor("unseen", binary=True) as cursor:
             self._open(cursor, keys)
@@ -149,14 +150,12 @@ class UnseenBatches(Batches):
         )
 
     def _write_checkpoint(self, connection: Connection, key: Key | None, *, is_complete: bool) -> None:
-        connection.execute(
-            statement("offload/unseen", "write_checkpoint", self.partition.table.names()),
-            {
-                **self.partition.parameters(),
-                "checkpoint": list(key) if key else None,
-                "is_complete": is_complete,
-            },
-        )
+        checkpoint = {"checkpoint": list(key) if key else None, "is_complete": is_complete}
+        with transaction(connection):
+            connection.execute(
+                statement("offload/unseen", "write_checkpoint", self.partition.table.names()),
+                {**self.partition.parameters(), **checkpoint},
+            )
 
 
 def _claimed(keys: list[Key], printed: Iterable[tuple[int, str, bytes | None]]) -> list[ClaimedRow]:

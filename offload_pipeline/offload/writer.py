@@ -22,11 +22,11 @@ from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
 from offload_pipeline.errors import ObjectMissingError, OffloadError, PayloadInvalidError, UserError
 from offload_pipeline.offload.claims import ClaimedRow, Partition, require_same_store
-from offload_pipeline.offload.copier import StoredPayload, store_payload
 from offload_pipeline.offload.deletions import announced, not_yet
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
 from offload_pipeline.offload.packing import holds
 from offload_pipeline.offload.release import placeholder
+from offload_pipeline.offload.storing import StoredPayload, store_payload
 from offload_pipeline.storage.keys import object_key
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
 from offload_pipeline.errors import OffloadError
 from offload_pipeline.offload.claims import Partition
-from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.deletions import LINGERING
+from offload_pipeline.offload.progress import Progress, no_progress
 from offload_pipeline.retention.deletion import CHUNK_KEYS, Deletion, Fate, collection_lock
 from offload_pipeline.retention.expired_objects import ListedObjects, ListedResult, count_listed, delete_listed
 from offload_pipeline.retention.expiry import PAGE_ROWS

@@ -11,7 +11,7 @@ from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key, Table
 from offload_pipeline.errors import UserError
 from offload_pipeline.offload.claims import Partition
-from offload_pipeline.offload.copier import Progress, no_progress
+from offload_pipeline.offload.progress import Progress, no_progress
 from offload_pipeline.retention.giving_up import GivenUp, RowVersion, give_up
 
 # One transaction: short, and as many rows as a copier's batch has.

@@ -11,7 +11,7 @@ from offload_pipeline.database.connection import Database, database_failures, tr
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Table, bookkeeping_names
 from offload_pipeline.errors import OffloadError
-from offload_pipeline.offload.copier import Progress, no_progress
+from offload_pipeline.offload.progress import Progress, no_progress
 from offload_pipeline.retention.deletion import AWAY, CHUNK_KEYS, Deletion, Fate, Fates, collection_lock
 from offload_pipeline.retention.findings import GarbageResult, TableGarbage
 from offload_pipeline.retention.listing import Listing, delete_leftover

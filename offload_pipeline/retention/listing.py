@@ -9,7 +9,7 @@ from psycopg import Connection
 from offload_pipeline.database.connection import transaction
 from offload_pipeline.database.table import Key, Table
 from offload_pipeline.errors import ObjectMissingError
-from offload_pipeline.offload.copier import Progress
+from offload_pipeline.offload.progress import Progress
 from offload_pipeline.retention.findings import GarbageResult
 from offload_pipeline.retention.naming import Naming
 from offload_pipeline.retention.ownership import Scope

@@ -8,7 +8,7 @@ from offload_pipeline.database.rights import require_rights
 from offload_pipeline.database.table import Table
 from offload_pipeline.errors import UserError
 from offload_pipeline.offload.claims import Partition
-from offload_pipeline.offload.copier import Progress, no_progress
+from offload_pipeline.offload.progress import Progress, no_progress
 from offload_pipeline.offload.queue import tenants_having
 from offload_pipeline.pipeline import Pipeline
 from offload_pipeline.retention.erasure import ErasureOptions, ErasureResult, erase_tenant

@@ -14,9 +14,9 @@ from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.errors import ObjectDamagedError, OffloadError, StoreDeniedError, TransientError
 from offload_pipeline.offload.claims import Partition, require_same_store
-from offload_pipeline.offload.copier import Progress, no_progress
 from offload_pipeline.offload.deletions import announced, not_yet
 from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
+from offload_pipeline.offload.progress import Progress, no_progress
 from offload_pipeline.offload.requeue import requeue
 from offload_pipeline.offload.reservoir import Reservoir
 from offload_pipeline.offload.stale_failures import resolve_stale_failures

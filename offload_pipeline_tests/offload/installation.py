@@ -10,11 +10,13 @@ from psycopg import Connection, sql
 
 from offload_pipeline.config import TableConfig
 from offload_pipeline.database.table import Table
-from offload_pipeline.offload.claims import Partition
-from offload_pipeline.offload.copier import CopyResult, StoredPayload, record_copied
+from offload_pipeline.offload.claims import Batch, ClaimedRow, Partition
+from offload_pipeline.offload.copier import CopyResult
 from offload_pipeline.offload.deletions import LINGERING
+from offload_pipeline.offload.record import record_copied
 from offload_pipeline.offload.release import ReleaseResult
 from offload_pipeline.offload.restore import RestoreResult
+from offload_pipeline.offload.storing import StoredPayload
 from offload_pipeline.pipeline import DrainResult, Pipeline
 from offload_pipeline.storage.object_store import ObjectStore
 from offload_pipeline.verification.verifier import VerificationResult
@@ -195,3 +197,8 @@ def installed(
         install(pipeline)
         table = pipeline.table(connection, config.name)
         yield Installation(connection, database_url, pipeline, config, table)
+
+
+def rows_of(batch: Batch) -> list[ClaimedRow]:
+    """All that could be read, inside the transaction that claimed them."""
+    return [row for piece in batch.pieces for row in piece.rows]

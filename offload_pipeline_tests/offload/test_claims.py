@@ -14,10 +14,10 @@ import pytest
 
 from offload_pipeline.database.connection import transaction
 from offload_pipeline.database.table import Key
-from offload_pipeline.offload.claims import Batch, BatchLimits, PendingBatches
-from offload_pipeline.offload.copier import store_payload
+from offload_pipeline.offload.claims import Batch, BatchLimits, PendingBatches, Piece
+from offload_pipeline.offload.storing import store_payload
 from offload_pipeline_tests.factories import large_payload
-from offload_pipeline_tests.offload.installation import Installation, StoreAddress, installed
+from offload_pipeline_tests.offload.installation import Installation, StoreAddress, installed, rows_of
 from offload_pipeline_tests.offload.stores import CountingStore, HookedStore
 from offload_pipeline_tests.offload.waiting import advisory_locks, open_transactions
 from offload_pipeline_tests.offload.worker import result_of, start_worker
@@ -39,7 +39,7 @@ def all_batches(batches: PendingBatches, connection: psycopg.Connection) -> list
             batch = batches.claim(connection)
         if batch is None:
             return found
-        found.append([row.key for row in batch.rows])
+        found.append([row.key for row in rows_of(batch)])
 
 
 def claim(batches: PendingBatches, connection: psycopg.Connection) -> Batch:
@@ -109,7 +109,7 @@ def test_rows_that_another_worker_holds_are_passed_over_and_a_dead_workers_rows_
     with notices.pipeline.connect() as mine:
         theirs = database.connect()
         theirs.execute("BEGIN")
-        assert [row.key for row in claim(pending(notices, rows=2), theirs).rows] == [("1",), ("2",)]
+        assert [row.key for row in rows_of(claim(pending(notices, rows=2), theirs))] == [("1",), ("2",)]
         assert all_batches(pending(notices), mine) == [[("3",), ("4",), ("5",), ("6",)]]
         theirs.close()
         assert_no_trace(notices)
@@ -123,7 +123,7 @@ def test_a_row_that_another_worker_has_just_finished_is_seen_as_finished(
     notices.insert(['{"n": 1}'] * 3)
     read = PendingBatches._read
 
-    def finish_elsewhere(self: PendingBatches, connection: psycopg.Connection, keys: list[Key]) -> Batch:
+    def finish_elsewhere(self: PendingBatches, connection: psycopg.Connection, keys: list[Key]) -> Piece:
         monkeypatch.undo()
         with notices.pipeline.connect() as other, transaction(other):
             (row,) = read(self, other, [("2",)]).rows
@@ -145,7 +145,7 @@ def test_a_batch_is_bounded_in_rows_and_costs_one_advisory_lock_a_row(notices: I
         batches = pending(notices, rows=3)
         for rows in (3, 3, 1):
             with transaction(connection):
-                assert len(claim(batches, connection).rows) == rows
+                assert len(rows_of(claim(batches, connection))) == rows
                 assert advisory_locks(notices.connection) == rows
             assert advisory_locks(notices.connection) == 0
 
@@ -229,7 +229,7 @@ def test_rows_without_tenant_and_rows_of_others_are_not_touched(notices: Install
     notices.connection.execute("INSERT INTO notices (tenant_id, raw_payload) VALUES (NULL, '{}')")
     notices.take_rows_as_expected()
     with notices.pipeline.connect() as connection, transaction(connection):
-        assert [row.key for row in claim(pending(notices), connection).rows] == [(str(mine),)]
+        assert [row.key for row in rows_of(claim(pending(notices), connection))] == [(str(mine),)]
         assert advisory_locks(notices.connection) == 1
     notices.drain()
     (nobodys,) = notices.expected.keys() - {mine, theirs}

@@ -9,10 +9,10 @@ import psycopg
 import pytest
 
 from offload_pipeline.database.connection import transaction
-from offload_pipeline.offload.claims import Batch, BatchLimits, ClaimedRow, PendingBatches
-from offload_pipeline.offload.copier import store_payload
+from offload_pipeline.offload.claims import BatchLimits, ClaimedRow, PendingBatches, Piece
+from offload_pipeline.offload.storing import store_payload
 from offload_pipeline_tests.factories import row_hashes
-from offload_pipeline_tests.offload.installation import RUN, Installation, installed
+from offload_pipeline_tests.offload.installation import RUN, Installation, installed, rows_of
 from offload_pipeline_tests.offload.stores import HookedStore
 from offload_pipeline_tests.offload.waiting import blocked_sessions, in_thread, wait_until_blocked
 
@@ -108,7 +108,7 @@ def test_rows_written_between_claim_and_reading_keep_what_was_written(
 ) -> None:
     read = PendingBatches._read
 
-    def write_then_read(self: PendingBatches, connection: psycopg.Connection, keys: list[Any]) -> Batch:
+    def write_then_read(self: PendingBatches, connection: psycopg.Connection, keys: list[Any]) -> Piece:
         application.act()
         return read(self, connection, keys)
 
@@ -129,7 +129,7 @@ def test_rows_written_between_read_back_and_recording_keep_what_was_written(
         with transaction(connection):
             batch = batches.claim(connection)
             assert batch is not None
-            stored = [store_payload(notices.store, partition, row, "standard") for row in batch.rows]
+            stored = [store_payload(notices.store, partition, row, "standard") for row in rows_of(batch)]
             application.act()
             recorded = notices.record(connection, stored)
         assert [item.key for item in recorded] == [("1",)]
@@ -273,7 +273,7 @@ def test_the_application_waits_for_our_row_locks_no_longer_than_for_the_commit(
         with connection.transaction():
             batch = batches.claim(connection)
             assert batch is not None
-            stored = [store_payload(notices.store, partition, row, "standard") for row in batch.rows]
+            stored = [store_payload(notices.store, partition, row, "standard") for row in rows_of(batch)]
             assert len(notices.record(connection, stored)) == len(Application.ROWS)
             thread = threading.Thread(target=write)
             thread.start()

@@ -12,11 +12,11 @@ import pytest
 from offload_pipeline.database.connection import transaction
 from offload_pipeline.errors import ObjectDamagedError, ObjectMissingError, StoreUnavailableError
 from offload_pipeline.offload.claims import BatchLimits, PendingBatches
-from offload_pipeline.offload.copier import store_payload
+from offload_pipeline.offload.storing import store_payload
 from offload_pipeline.offload.workers import STORE_DOWN_AFTER_FAILURES
 from offload_pipeline.storage.object_store import ObjectStore, Trailer
 from offload_pipeline.verification import copies, verifier
-from offload_pipeline_tests.offload.installation import Installation, installed
+from offload_pipeline_tests.offload.installation import Installation, installed, rows_of
 from offload_pipeline_tests.offload.stores import CountingStore, HookedStore, altered, truncated
 from offload_pipeline_tests.offload.waiting import wait_until_blocked
 from offload_pipeline_tests.verification.editing import gate, payloads
@@ -357,7 +357,7 @@ def copy_without_commit(notices: Installation, connection: psycopg.Connection) -
     partition = notices.partition()
     batch = PendingBatches(notices.pipeline.database, partition, BatchLimits(100, 10**6), 3).claim(connection)
     assert batch is not None
-    stored = [store_payload(notices.store, partition, row, "standard") for row in batch.rows]
+    stored = [store_payload(notices.store, partition, row, "standard") for row in rows_of(batch)]
     (recorded,) = notices.record(connection, stored)
     return recorded.object_key
 

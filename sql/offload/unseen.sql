@@ -1,23 +1,30 @@
 -- name: claim_unseen
 -- One page of the rows the trigger has never seen (status NULL), in primary-key order, each claimed for this transaction.
--- The stored size costs nothing to ask for: compressed, if it is. Locks: advisory only, never a row.
--- Index: <table>_offload_unseen.
-SELECT
-    {key_names},
-    p.stored_bytes,
-    pg_try_advisory_xact_lock(hashtextextended(%(lock_space)s::text || p.key_text, 0)) AS claimed
-FROM (
+-- The page is cut at the byte limit by the stored sizes, which cost nothing to ask for: of compressed payloads, theirs.
+-- Locks: advisory only, never a row. Index: <table>_offload_unseen.
+WITH page AS MATERIALIZED (
     SELECT
         {keys_as_text},
         {key_text} AS key_text,
-        coalesce(pg_column_size(t.{payload}), 0) AS stored_bytes
+        coalesce(pg_column_size(t.{payload}), 0) AS stored_bytes,
+        row_number() OVER (ORDER BY {keys}) AS position,
+        coalesce(
+            sum(pg_column_size(t.{payload})) OVER (ORDER BY {keys} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0
+        ) AS stored_bytes_before
     FROM {relation} AS t
     WHERE t.{status} IS NULL
         AND {is_tenant}
         AND {after_cursor}
     ORDER BY {keys}
     LIMIT %(batch_rows)s
-) AS p
+)
+SELECT
+    {key_names},
+    p.stored_bytes,
+    pg_try_advisory_xact_lock(hashtextextended(%(lock_space)s::text || p.key_text, 0)) AS claimed
+FROM page AS p
+WHERE p.stored_bytes_before < %(batch_bytes)s
+ORDER BY p.position
 
 -- name: fetch_unseen
 -- The claimed rows, in a snapshot taken after the claim; the payload of those that are still never seen and above the
