@@ -24,6 +24,7 @@ from offload_pipeline.offload.claims import (
     ClaimedRow,
     Piece,
 )
+from offload_pipeline.offload.deletions import announced, not_yet
 from offload_pipeline.offload.failures import Failure, record_failures
 from offload_pipeline.offload.packing import Compression
 from offload_pipeline.offload.progress import Progress, no_progress
@@ -189,7 +190,18 @@ class _Copier:
         return stored
 
     def _record(self, connection: Connection, stored: list[StoredPayload]) -> tuple[list[StoredPayload], list[Failure]]:
-        """Writes the pointers; a batch that the table itself refuses (a trigger, a check) is taken row by row."""
+        """Writes the pointers of what no deletion on its way may take."""
+        doomed = announced(connection, self._partition.table.schema, [item.object_key for item in stored])
+        recorded, refused = self._record_all(connection, [item for item in stored if item.object_key not in doomed])
+        not_now = [
+            Failure(item.key, item.xmin, not_yet(item.object_key)) for item in stored if item.object_key in doomed
+        ]
+        return recorded, [*not_now, *refused]
+
+    def _record_all(
+        self, connection: Connection, stored: list[StoredPayload]
+    ) -> tuple[list[StoredPayload], list[Failure]]:
+        """A batch that the table itself refuses (a trigger, a check) is taken row by row."""
         if not stored:
             return [], []
         try:

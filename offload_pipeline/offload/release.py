@@ -19,8 +19,8 @@ from offload_pipeline.offload.progress import Progress, no_progress
 from offload_pipeline.offload.requeue import requeue
 from offload_pipeline.offload.workers import Workers
 
-# PostgreSQL prints and hashes a page before it locks a row of it; the locks last from the update to the commit, and what
-# waits for them waits for the update of so many rows at most.
+# PostgreSQL prints and hashes a page before it locks a row of it; the locks last from the update to the commit, and
+# whoever waits for them waits for the update of so many rows at most.
 PAGE_ROWS = 200
 PAGE_BYTES = 4 * 1024 * 1024
 

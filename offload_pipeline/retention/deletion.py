@@ -97,15 +97,16 @@ class Deletion:
         # Inside the transaction: the locks last until the last thread is done, whatever interrupts this one.
         with ThreadPoolExecutor(self._store_threads, "delete") as threads:
             executioner = _Executioner(self._store, self._put_before, fates, threads)
-            executioner.look(unnamed)
-            condemned = [key for key in unnamed if key not in fates.of]
-            if condemned:
+            if unnamed:
                 # Asked for before, without an answer: this one's answer says nothing of that one.
-                open_before = announced(self._connection, self._database.schema, condemned)
-                self._announce(condemned)
+                unsettled = announced(self._connection, self._database.schema, unnamed)
+                # Before the look: what a copier puts now is refused as announced, or is seen to be young.
+                self._announce(unnamed)
+                executioner.look(unnamed)
+                condemned = [key for key in unnamed if key not in fates.of]
                 executioner.delete(condemned)
-                settled = [key for key in condemned if fates.of[key] is not Fate.FAILED and key not in open_before]
-                withdraw(self._connection, self._database.schema, settled)
+                unsettled |= {key for key in condemned if fates.of[key] is Fate.FAILED}
+                withdraw(self._connection, self._database.schema, [key for key in unnamed if key not in unsettled])
         return fates
 
     def _announce(self, object_keys: list[str]) -> None:

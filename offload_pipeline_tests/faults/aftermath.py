@@ -64,7 +64,7 @@ def _move_again(campaign: Campaign, connection: psycopg.Connection, partitions: 
     let_time_pass(connection)
     for one in partitions:
         campaign.pipeline.lift_holds(one, RUN)
-    return [one for one in partitions if not campaign.pipeline.drain(one, RUN, unseen=True).is_sound]
+    return [one for one in partitions if not campaign.pipeline.drain(one, RUN, unseen=True, resume=False).is_sound]
 
 
 def _assert_finished(campaign: Campaign, connection: psycopg.Connection) -> None:
@@ -75,7 +75,7 @@ def _assert_finished(campaign: Campaign, connection: psycopg.Connection) -> None
         finished = "copied" if table.after_copy == "keep" else "in_storage"
         expired = {key for key, status in found.items() if status == "expired"}
         assert {key for key, status in found.items() if status == finished} == large - expired
-        assert {found[key] for key in set(found) - large} <= {"inline", "expired"}
+        assert {found[key] for key in set(found) - large} <= {None, "inline", "expired"}
 
 
 def _assert_no_orphan_is_left(campaign: Campaign, connection: psycopg.Connection) -> None:

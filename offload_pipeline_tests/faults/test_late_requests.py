@@ -3,6 +3,7 @@
 import pytest
 
 from offload_pipeline.errors import ObjectDamagedError, StoreUnavailableError
+from offload_pipeline.offload import copier
 from offload_pipeline.offload.writer import PayloadWriter
 from offload_pipeline_tests.factories import large_payload
 from offload_pipeline_tests.faults.proxy import FaultyProxy
@@ -100,11 +101,27 @@ def delete_late(behind_proxy: Installation, past_proxy: Installation, proxy: Fau
     return int(key)
 
 
-def test_a_deletion_that_arrives_after_the_payload_was_written_again_loses_nothing(
+def test_a_deletion_that_arrives_after_the_payload_was_written_again_leaves_no_pointer_that_dangles(
     behind_proxy: Installation, past_proxy: Installation, proxy: FaultyProxy
 ) -> None:
     key = delete_late(behind_proxy, past_proxy, proxy)
     past_proxy.write(key, FIRST)
+    drained = past_proxy.drain()
+    assert (drained.copied.rows_copied, drained.copied.rows_failed) == (0, 1)
+    proxy.settle()
+    past_proxy.assert_invariant()
+    past_proxy.let_time_pass()
+    assert past_proxy.drain().is_sound
+    assert past_proxy.one_status() == "in_storage"
+    past_proxy.assert_invariant()
+
+
+def test_a_deletion_that_was_announced_after_the_copy_had_asked_loses_nothing(
+    behind_proxy: Installation, past_proxy: Installation, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = delete_late(behind_proxy, past_proxy, proxy)
+    past_proxy.write(key, FIRST)
+    monkeypatch.setattr(copier, "announced", lambda *_: set())
     drained = past_proxy.drain()
     assert (drained.copied.rows_copied, drained.verified.passed, drained.released.rows_released) == (1, False, 0)
     proxy.settle()

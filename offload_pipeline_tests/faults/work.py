@@ -26,6 +26,8 @@ LINGERING = timedelta(seconds=10)
 # Drained most of the time, so that there is something in storage for the others.
 SHARES = {"drain": 8, "collect": 4, "expire": 3, "write": 3, "restore": 4}
 
+RESUMED = 0.5
+
 Done = dict[str, int]
 
 
@@ -46,8 +48,9 @@ class Work:
         return name, getattr(self, name)
 
     def drain(self) -> Done:
-        """Copy, verify, release."""
-        drained = self._pipeline.drain(self._partition(), self._run_id, unseen=True)
+        """Copy, verify, release; the scan of never-seen rows goes on behind its checkpoint, or begins anew."""
+        resume = self._random.random() < RESUMED
+        drained = self._pipeline.drain(self._partition(), self._run_id, unseen=True, resume=resume)
         return {
             "copied": drained.copied.rows_copied,
             "verified": drained.verified.rows_checked,

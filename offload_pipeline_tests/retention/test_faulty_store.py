@@ -109,7 +109,7 @@ def test_an_answer_to_one_deletion_says_nothing_of_an_earlier_one_that_is_still_
     assert collect(behind_proxy).tables["notices"].deleted == 1
     behind_proxy.write(key, FIRST)
     behind_proxy.drain()
-    assert behind_proxy.one_status() == "copied", "nothing is freed that the first deletion may still take"
+    assert behind_proxy.one_status() == "pending_move", "nothing is named that the first deletion may still take"
     proxy.settle()
     behind_proxy.let_time_pass()
     behind_proxy.drain()

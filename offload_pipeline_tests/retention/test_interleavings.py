@@ -13,7 +13,9 @@ import psycopg
 import pytest
 
 from offload_pipeline.errors import TransientError
+from offload_pipeline.offload import copier
 from offload_pipeline.retention import garbage
+from offload_pipeline.retention.deletion import Deletion
 from offload_pipeline.retention.garbage import _Collector
 from offload_pipeline.storage.object_store import ObjectStore
 from offload_pipeline.verification.verifier import VerificationResult
@@ -145,8 +147,50 @@ class DeletesWhenTold(ObjectStore):
         super().delete(key)
 
 
-def test_a_mark_is_not_set_while_an_object_is_being_deleted(notices: Installation, key: int) -> None:
-    """The copy comes between the last look and the DELETE; verification comes after it, and must see it missing."""
+@GRACES
+def test_a_copy_does_not_name_an_object_that_is_being_deleted(
+    notices: Installation, key: int, grace: timedelta
+) -> None:
+    """The copy comes between the last look and the DELETE."""
+    store = DeletesWhenTold(notices.store)
+    with in_thread(lambda: collect(notices.with_store(store), grace=grace)) as collection:
+        assert store.reached.wait(30)
+        copied = notices.copy()
+        assert (copied.rows_copied, copied.rows_failed) == (0, 1)
+        assert notices.statuses()[key] == "pending_move"
+        notices.assert_invariant()
+        store.may_go_on.set()
+        assert collection.result(timeout=30).tables["notices"].deleted > 0
+    notices.let_time_pass()
+    assert notices.copy().rows_copied == 1, "the deletion has been answered"
+    notices.assert_invariant()
+    finish(notices)
+
+
+def test_what_is_put_between_the_announcement_and_the_look_is_too_young(
+    notices: Installation, key: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copier has asked for announced deletions right before this one was announced."""
+    announce = Deletion._announce
+
+    def copy_and_announce(self: Deletion, object_keys: list[str]) -> None:
+        assert notices.copy().rows_copied == 1
+        announce(self, object_keys)
+
+    monkeypatch.setattr(Deletion, "_announce", copy_and_announce)
+    collect(notices, grace=MONTH)
+    notices.assert_invariant()
+    finish(notices)
+
+
+def test_a_mark_is_not_set_while_an_object_is_being_deleted(
+    notices: Installation, key: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy comes between the last look and the DELETE; verification comes after it, and must see it missing.
+
+    The copier has asked for announced deletions too early, which nothing but the objects' age makes up for.
+    """
+    monkeypatch.setattr(copier, "announced", lambda *_: set())
     store = DeletesWhenTold(notices.store)
     with in_thread(lambda: collect(notices.with_store(store), grace=MONTH)) as collection:
         assert store.reached.wait(30)
