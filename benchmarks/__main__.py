@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ from benchmarks.report import DOCS, ORDER, bar, rounds, said, write_report
 from benchmarks.results import Measured
 from benchmarks.servers import Servers, servers
 
-LONG = ("growth", "sensor")
+LONG = ("growth",)
 SHORT = tuple(name for name in ORDER if name not in LONG)
 
 console = Console()
@@ -60,9 +59,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _measure(running: Servers, name: str, file: Path) -> Record:
     """Recorded at once: what comes after it may fail, and takes minutes."""
     console.rule(name)
-    begun = time.monotonic()
     figures = tuple(importlib.import_module(f"benchmarks.{name}").measure(running, _say))
-    measured = Record(f"{datetime.now(UTC):%Y-%m-%d}", time.monotonic() - begun, describe(running), figures)
+    measured = Record(f"{datetime.now(UTC):%Y-%m-%d}", describe(running), figures)
     record.write(record.read(file) | {name: measured}, file)
     _show(figures)
     return measured

@@ -6,28 +6,33 @@ and after it, so that a slow quarter of an hour of the machine is on both sides.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from psycopg import Connection
 
-from benchmarks.moving import RUN_ID, TENANT, Run, drain, installed, objects_under, settle, timed
-from benchmarks.results import Measured, median
+from benchmarks.moving import RUN_ID, TENANT, Run, installed, require_objects, said_cpu, settle, timed
+from benchmarks.results import Measured, median, medians
 from benchmarks.servers import Servers
 from offload_pipeline.offload.claims import Partition
+from offload_pipeline.offload.progress import Progress, no_progress
 from offload_pipeline.pipeline import Pipeline
 
 BAR = 1.15
 ROWS = 1_000_000
 FEW_ROWS = 10_000
 TIMES = 3
+COPYING, VERIFYING, RELEASING = "copying", "verifying", "releasing"
 # 225 bytes as text, and a little more for large numbers.
 _ROWS = "SELECT n, jsonb_build_object('n', n, 'text', repeat(md5(n::text), 6)) FROM generate_series(1, {}) AS n"
+
+Say = Callable[[str], None]
 
 
 class _Stretches:
     """Milliseconds per row for each tenth of a step's rows; called as `Progress`, from any thread."""
 
-    def __init__(self, rows: int, say: Callable[[str], None]) -> None:
+    def __init__(self, rows: int, say: Say) -> None:
         self._tenth, self._say = rows // 10, say
         self._lock, self._done, self._since = threading.Lock(), 0, (0, time.perf_counter())
         self.milliseconds: list[float] = []
@@ -43,59 +48,123 @@ class _Stretches:
             self._say(f"copied {self._done:,} rows, {self.milliseconds[-1]:.3f} ms a row in this tenth")
 
 
-def measure(servers: Servers, say: Callable[[str], None], rows: int = ROWS) -> list[Measured]:
-    """Milliseconds per row of the large table over the median of the small ones, which have 10,000 rows."""
+class _Pauses:
+    """The seconds for which back-pressure held the work up; called as `Announce`."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._since: float | None = None
+        self.seconds = 0.0
+
+    def __call__(self, reason: str | None) -> None:
+        now = time.perf_counter()
+        if self._since is not None:
+            self.seconds += now - self._since
+        self._since = now if reason else None
+        self._say(f"paused: {reason}" if reason else "goes on")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table's way to the store; each of its steps is timed apart."""
+
+    servers: Servers
+    pipeline: Pipeline
+    partition: Partition
+    rows: int
+    pauses: _Pauses
+    steps: dict[str, Run] = field(default_factory=dict)
+
+    def copy(self, progress: Progress = no_progress) -> None:
+        """Every row, which is older than the trigger."""
+
+        def work() -> None:
+            copied = self.pipeline.copy(self.partition, RUN_ID, unseen=True, progress=progress, announce=self.pauses)
+            if (copied.rows_copied, copied.stopped_by) != (self.rows, None):
+                raise RuntimeError(f"not all of {self.rows} rows were copied: {copied}")
+
+        self.steps[COPYING] = timed(self.servers, self.rows, work)
+
+    def verify_and_release(self) -> None:
+        """With PostgreSQL's own hash of every row."""
+        self.steps[VERIFYING] = timed(self.servers, self.rows, self._verify)
+        self.steps[RELEASING] = timed(self.servers, self.rows, self._release)
+        require_objects(self.servers, f"{TENANT}/{self.partition.table.name}", self.rows)
+
+    def _verify(self) -> None:
+        verified = self.pipeline.verify(self.partition, RUN_ID)
+        if not verified.passed:
+            raise RuntimeError(f"verification did not pass: {verified}")
+
+    def _release(self) -> None:
+        released = self.pipeline.release(self.partition, RUN_ID, announce=self.pauses)
+        if released.rows_released != self.rows:
+            raise RuntimeError(f"not all of {self.rows} rows were released: {released}")
+
+    @property
+    def wall(self) -> dict[str, float]:
+        """Milliseconds a row of each step."""
+        return {step: run.milliseconds_per_row for step, run in self.steps.items()}
+
+    @property
+    def cpu(self) -> dict[str, float]:
+        """Milliseconds a row of each process, over all steps."""
+        each = [run.cpu_milliseconds_per_row for run in self.steps.values()]
+        return {process: sum(one[process] for one in each) for process in each[0]}
+
+
+def measure(servers: Servers, say: Say, rows: int | None = None) -> list[Measured]:
+    """Milliseconds per row of the large table, a million rows unless said, over the median of the small ones."""
+    rows = rows or ROWS
     with servers.connect() as connection:
         small = _small_tables(servers, connection, say)
         say(f"filling a table of {rows:,} rows")
         with installed(servers, connection, _ROWS.format(rows), threshold_bytes=0) as pipeline:
-            (partition,) = pipeline.partitions(connection, None, TENANT)
-            settle(connection, partition.table.name)
+            large = _table(servers, connection, pipeline, rows, say)
             tenths = _Stretches(rows, say)
-            copying = timed(servers, rows, lambda: _copy(pipeline, partition, rows, say, tenths))
+            large.copy(tenths)
             small += _small_tables(servers, connection, say)
             say("verifying and releasing the large table")
-            releasing = timed(servers, rows, lambda: _verify_and_release(pipeline, partition, rows, say))
-            assert objects_under(servers, f"{TENANT}/{partition.table.name}") == rows
+            large.verify_and_release()
             small += _small_tables(servers, connection, say)
-    return [_measured(rows, (copying, releasing), small, tenths.milliseconds)]
+    return [_measured(large, small, tenths.milliseconds)]
 
 
-def _measured(rows: int, steps: Sequence[Run], small: Sequence[Run], tenths: Sequence[float]) -> Measured:
-    large, few = sum(run.milliseconds_per_row for run in steps), median([run.milliseconds_per_row for run in small])
-    cpu = sum(run.cpu_milliseconds_per_row for run in steps)
-    few_cpu = median([run.cpu_milliseconds_per_row for run in small])
-    return Measured(
-        measure=f"time per row at {rows:,} rows against {FEW_ROWS:,}",
-        value=large / few, unit="times", bar=BAR, is_at_most=True,
-        runs=tuple(large / run.milliseconds_per_row for run in small),
-        detail=f"{large:.3f} ms a row against {few:.3f} (CPU of all: {cpu:.3f} against {few_cpu:.3f}); payloads of "
-        f"some 250 bytes to S3, {large * rows / 1e3:.0f} s in all; the rounds are those of the small tables",
-        parts={f"{FEW_ROWS:,} rows": few, f"{rows:,} rows": large}
-        | {f"copying, tenth {number}": tenth for number, tenth in enumerate(tenths, 1)},
-    )  # fmt: skip
-
-
-def _small_tables(servers: Servers, connection: Connection, say: Callable[[str], None]) -> list[Run]:
+def _small_tables(servers: Servers, connection: Connection, say: Say) -> list[_Table]:
     found = []
     for _ in range(TIMES):
         with installed(servers, connection, _ROWS.format(FEW_ROWS), threshold_bytes=0) as pipeline:
-            found.append(drain(servers, connection, pipeline, FEW_ROWS))
-    say(f"{FEW_ROWS:,} rows: " + ", ".join(f"{run.milliseconds_per_row:.3f}" for run in found) + " ms a row")
+            found.append(_table(servers, connection, pipeline, FEW_ROWS, say))
+            found[-1].copy()
+            found[-1].verify_and_release()
+    say(f"{FEW_ROWS:,} rows: " + ", ".join(f"{sum(one.wall.values()):.3f}" for one in found) + " ms a row")
     return found
 
 
-def _copy(
-    pipeline: Pipeline, partition: Partition, rows: int, say: Callable[[str], None], progress: _Stretches
-) -> None:
-    copied = pipeline.copy(partition, RUN_ID, unseen=True, progress=progress, announce=_announcing(say))
-    assert (copied.rows_copied, copied.stopped_by) == (rows, None), copied
+def _table(servers: Servers, connection: Connection, pipeline: Pipeline, rows: int, say: Say) -> _Table:
+    (partition,) = pipeline.partitions(connection, None, TENANT)
+    settle(connection, partition.table.name)
+    return _Table(servers, pipeline, partition, rows, _Pauses(say))
 
 
-def _verify_and_release(pipeline: Pipeline, partition: Partition, rows: int, say: Callable[[str], None]) -> None:
-    assert pipeline.verify(partition, RUN_ID).passed
-    assert pipeline.release(partition, RUN_ID, announce=_announcing(say)).rows_released == rows
+def _measured(large: _Table, small: Sequence[_Table], tenths: Sequence[float]) -> Measured:
+    wall = {"large": large.wall, "small": medians([one.wall for one in small])}
+    cpu = {"large": large.cpu, "small": medians([one.cpu for one in small])}
+    taken, each = sum(large.wall.values()), [sum(one.wall.values()) for one in small]
+    parts = {f"{FEW_ROWS:,} rows": median(each), f"{large.rows:,} rows": taken}
+    for which, of in wall.items():
+        parts |= {f"{which}, {step}": figure for step, figure in of.items()}
+        parts |= {f"{which}, CPU of {process}": figure for process, figure in cpu[which].items()}
+    return Measured(
+        measure=f"time per row at {large.rows:,} rows against {FEW_ROWS:,}",
+        value=taken / median(each), unit="times", bar=BAR, is_at_most=True, runs=tuple(taken / one for one in each),
+        detail=f"{taken:.3f} ms a row ({_said(wall['large'])}) against {median(each):.3f} ({_said(wall['small'])}); "
+        f"CPU a row in ms: {said_cpu(cpu['large'])}, against {said_cpu(cpu['small'])}; one run of "
+        f"{taken * large.rows / 1e3:.0f} s, of which {large.pauses.seconds:.0f} s were pauses for autovacuum; "
+        "the rounds are small tables before, amid and after it",
+        parts=parts | {f"{COPYING}, tenth {number}": tenth for number, tenth in enumerate(tenths, 1)},
+    )  # fmt: skip
 
 
-def _announcing(say: Callable[[str], None]) -> Callable[[str | None], None]:
-    return lambda reason: say(f"paused: {reason}" if reason else "goes on")
+def _said(wall: Mapping[str, float]) -> str:
+    return ", ".join(f"{step} {figure:.2f}" for step, figure in wall.items())

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from typing import TypeVar
 
@@ -31,6 +32,8 @@ from offload_pipeline.config import OffloadConfig
 from offload_pipeline.offload.packing import LIBDEFLATE_LEVEL
 from offload_pipeline.storage.object_store import ObjectStore
 
+Item = TypeVar("Item")
+
 BAR = 0.6
 TEXT, SHA256, DEFLATE, PUT = "PostgreSQL, as text", "SHA-256", "deflate", "store, PUT"
 UNAVOIDABLE = (TEXT, SHA256, DEFLATE, PUT)
@@ -41,7 +44,6 @@ ENOUGH_CPU_SECONDS = 0.6
 # As many payloads as are kept in memory for the stages that need no database.
 KEPT_BYTES = 60_000_000
 _AS_TEXT = "octet_length(payload::text)"
-Item = TypeVar("Item")
 _HASHED = "octet_length(sha256(convert_to(payload::text, 'UTF8')))"
 
 
@@ -55,13 +57,25 @@ class _Stages:
     payloads: list[bytes]
     packed: list[bytes]
     rows: int
-    _puts = count()
+    _prefixes = count()
+
+    def subjects(self) -> dict[str, Callable[[], float]]:
+        """Each stage alone, by the name that it has in the figure's parts."""
+        return {
+            TEXT: partial(self.in_postgres, _AS_TEXT),
+            SHA256: partial(self.in_python, lambda payload: hashlib.sha256(payload).digest()),
+            DEFLATE: partial(self.in_python, lambda payload: deflate.gzip_compress(payload, LIBDEFLATE_LEVEL)),
+            PUT: self.put,
+            RELEASE: partial(self.in_postgres, _HASHED),
+            GET: partial(self.look, self.store.get),
+            TRAILER: partial(self.look, self.store.trailer),
+        }
 
     def in_postgres(self, expression: str) -> float:
         """The server's process of our connection, over all rows of the source."""
         query = f"SELECT sum({expression}) FROM {SOURCE}"  # noqa: S608 - our own names
         server = psutil.Process(self.connection.info.backend_pid)
-        return self._repeated(lambda: self.connection.execute(query.encode()).fetchone(), self.rows, server)
+        return self._repeated(lambda: self.connection.execute(query).fetchone(), self.rows, server)
 
     def in_python(self, work: Callable[[bytes], object]) -> float:
         """This process, in one thread."""
@@ -78,7 +92,7 @@ class _Stages:
 
     def look(self, at: Callable[[str], object]) -> float:
         """The store's process, asked for objects that are there already."""
-        prefix = f"limit-{next(self._puts)}"
+        prefix = f"limit-{next(self._prefixes)}"
         keys = [f"{prefix}/{number}" for number in range(len(self.packed))]
         for key, data in zip(keys, self.packed, strict=True):
             self.store.put(key, data)
@@ -89,7 +103,7 @@ class _Stages:
         with ThreadPoolExecutor(OffloadConfig().store_threads) as threads:
 
             def once() -> None:
-                prefix = f"limit-{next(self._puts)}"
+                prefix = f"limit-{next(self._prefixes)}"
                 list(threads.map(work, (f"{prefix}/{number}" for number in range(len(items))), items))
 
             return self._repeated(once, len(items), psutil.Process(self.servers.s3.pid))
@@ -114,18 +128,14 @@ def measure(servers: Servers, say: Callable[[str], None]) -> list[Measured]:
 def _at(servers: Servers, connection: Connection, say: Callable[[str], None], size: Size) -> Measured:
     rows = size.rows[OURS]
     say(f"{size} to S3, by us, and each unavoidable stage alone")
+    ours = partial(move_by_us, servers, connection, rows, size.threshold_bytes)
     with source(connection, size.payload_bytes, rows):
         stages = _stages(servers, connection, size, rows)
-        found = alternating({
-            OURS: lambda: move_by_us(servers, connection, rows, size.threshold_bytes).milliseconds_per_row,
-            TEXT: lambda: stages.in_postgres(_AS_TEXT),
-            SHA256: lambda: stages.in_python(lambda payload: hashlib.sha256(payload).digest()),
-            DEFLATE: lambda: stages.in_python(lambda payload: deflate.gzip_compress(payload, LIBDEFLATE_LEVEL)),
-            PUT: stages.put,
-            RELEASE: lambda: stages.in_postgres(_HASHED),
-            GET: lambda: stages.look(stages.store.get),
-            TRAILER: lambda: stages.look(stages.store.trailer),
-        })  # fmt: skip
+        found = alternating({OURS: lambda: ours().milliseconds_per_row, **stages.subjects()})
+    return _measured(size, found)
+
+
+def _measured(size: Size, found: Mapping[str, Sequence[float]]) -> Measured:
     limits = _over_the_cores(found, UNAVOIDABLE)
     runs = [limit / ours for limit, ours in zip(limits, found[OURS], strict=True)]
     demanded = _over_the_cores(found, UNAVOIDABLE + DEMANDED)

@@ -16,7 +16,7 @@ from psycopg import Connection
 from benchmarks.payloads import payloads
 from benchmarks.results import Measured
 from benchmarks.servers import Servers
-from benchmarks.worker import drain
+from benchmarks.worker import drain_in_a_process
 
 MOST_MEGABYTES = 400
 LARGE_BYTES, SMALL_BYTES = 10_000_000, 8_000
@@ -36,7 +36,7 @@ def measure(servers: Servers, say: Callable[[str], None]) -> list[Measured]:
         Measured(
             measure="peak memory of a worker, 10 MB payloads among them",
             value=max(peaks.values()), unit="MB", bar=MOST_MEGABYTES, is_at_most=True, runs=tuple(peaks.values()),
-            detail="; ".join(f"{name}: {peak:.0f} MB" for name, peak in peaks.items()),
+            detail="the most of one run each: " + "; ".join(f"{name}: {peak:.0f} MB" for name, peak in peaks.items()),
         )
     ]  # fmt: skip
 
@@ -45,14 +45,14 @@ def _peak(servers: Servers, name: str, texts: Iterator[str], *, is_old: bool) ->
     config = {"name": name, "relation": f"public.{name}", "primary_key": ["id"], "payload": "payload",
               "tenant": {"column": "tenant_id"}, "threshold_bytes": 1_000}  # fmt: skip
     with servers.connect() as connection:
-        connection.execute(_CREATE.format(name).encode())
+        connection.execute(_CREATE.format(name))
         try:
             rows = _fill(connection, name, texts) if is_old else 0
             pipeline = servers.pipeline(config)
             rows = rows or _fill(connection, name, texts)
-            drained = drain(pipeline, servers.home, "acme")
+            drained = drain_in_a_process(pipeline, servers.home, "acme")
         finally:
-            connection.execute(f"DROP TABLE {name}".encode())
+            connection.execute(f"DROP TABLE {name}")
     if drained.rows_released != rows:
         raise RuntimeError(f"{drained.rows_released} of {rows} rows were drained")
     return drained.peak_megabytes
@@ -60,7 +60,7 @@ def _peak(servers: Servers, name: str, texts: Iterator[str], *, is_old: bool) ->
 
 def _fill(connection: Connection, name: str, texts: Iterator[str]) -> int:
     with connection.cursor() as cursor:
-        with cursor.copy(f"COPY {name} (tenant_id, payload) FROM STDIN".encode()) as copy:
+        with cursor.copy(f"COPY {name} (tenant_id, payload) FROM STDIN") as copy:
             for text in texts:
                 copy.write_row(("acme", text))
         return cursor.rowcount

@@ -1,6 +1,7 @@
 """What people use today: the straightforward loop, the same with threads, a shell script. None verifies anything.
 
-Each moves every row of `TABLE` to S3, under `prefix`, and clears the payload.
+Each moves every row of `TABLE` to S3, under `prefix`, and clears the payload. What it needs is made ready, up to its
+client of the store, before it gives the function that does so; connections are opened by that, as they are by ours.
 """
 
 import gzip
@@ -8,7 +9,9 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +45,26 @@ _SELECT = f"""
 _UPDATE = f"UPDATE {TABLE} SET payload = NULL, object_key = %s, done = TRUE WHERE id = %s"  # noqa: S608 - as above
 
 
-def simple_loop(database_url: str, store: SeaweedFS, prefix: str) -> None:
+def simple_loop(database_url: str, store: SeaweedFS, prefix: str) -> Callable[[], None]:
     """psycopg, json, gzip and boto3: twenty rows a query, a commit a row."""
-    with psycopg.connect(database_url) as connection:
-        first, last = _ids(connection)
-        _move_all(connection, _client(store), store.bucket, prefix, first - 1, last)
+    first, last = _ids(database_url)
+    return partial(_move, database_url, _client(store), store.bucket, prefix, first - 1, last)
 
 
-def threaded_loop(database_url: str, store: SeaweedFS, prefix: str) -> None:
+def threaded_loop(database_url: str, store: SeaweedFS, prefix: str) -> Callable[[], None]:
     """The same in sixteen threads, each with a connection and a sixteenth of the ids; they share the client."""
-    client = _client(store)
-    with psycopg.connect(database_url) as connection:
-        first, last = _ids(connection)
+    first, last = _ids(database_url)
     bounds = [first - 1 + (last - first + 1) * number // THREADS for number in range(THREADS + 1)]
+    share = partial(_move, database_url, _client(store), store.bucket, prefix)
 
-    def share(number: int) -> None:
-        with psycopg.connect(database_url) as connection:
-            _move_all(connection, client, store.bucket, prefix, bounds[number], bounds[number + 1])
+    def move() -> None:
+        with ThreadPoolExecutor(THREADS) as threads:
+            list(threads.map(share, bounds[:-1], bounds[1:]))
 
-    with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(share, range(THREADS)))
+    return move
 
 
-def shell_script(database_url: str, store: SeaweedFS, prefix: str) -> None:
+def shell_script(database_url: str, store: SeaweedFS, prefix: str) -> Callable[[], None]:
     """psql, gzip and curl, each started anew for each row."""
     environment = os.environ | {
         "DATABASE_URL": database_url,
@@ -74,7 +74,11 @@ def shell_script(database_url: str, store: SeaweedFS, prefix: str) -> None:
         "REGION": REGION,
         "KEYS": f"{store.access_key}:{store.secret_key}",
     }
-    subprocess.run(["bash", str(SCRIPT)], env=environment, check=True)  # noqa: S603, S607 - the script beside this
+
+    def move() -> None:
+        subprocess.run(["bash", str(SCRIPT)], env=environment, check=True)  # noqa: S603, S607 - the script beside this
+
+    return move
 
 
 def missing_programs() -> list[str]:
@@ -93,18 +97,21 @@ def _client(store: SeaweedFS) -> Any:
     )
 
 
-def _ids(connection: psycopg.Connection) -> tuple[int, int]:
-    found = connection.execute(f"SELECT min(id), max(id) FROM {TABLE}").fetchone()  # noqa: S608 - as above
-    assert found is not None
-    return found[0], found[1]
+def _ids(database_url: str) -> tuple[int, int]:
+    """The first and the last."""
+    with psycopg.connect(database_url) as connection:
+        [(first, last)] = connection.execute(f"SELECT min(id), max(id) FROM {TABLE}")  # noqa: S608 - as above
+    return first, last
 
 
-def _move_all(connection: psycopg.Connection, client: Any, bucket: str, prefix: str, after: int, last: int) -> None:
-    while rows := connection.execute(_SELECT, (after, last)).fetchall():
-        for row_id, payload in rows:
-            key = f"{prefix}/{row_id}.json.gz"
-            data = gzip.compress(json.dumps(payload, sort_keys=True).encode())
-            client.put_object(Bucket=bucket, Key=key, Body=data)
-            connection.execute(_UPDATE, (key, row_id))
-            connection.commit()
-        after = rows[-1][0]
+def _move(database_url: str, client: Any, bucket: str, prefix: str, after: int, last: int) -> None:
+    """The rows whose ids are above `after`, up to `last`."""
+    with psycopg.connect(database_url) as connection:
+        while rows := connection.execute(_SELECT, (after, last)).fetchall():
+            for row_id, payload in rows:
+                key = f"{prefix}/{row_id}.json.gz"
+                data = gzip.compress(json.dumps(payload, sort_keys=True).encode())
+                client.put_object(Bucket=bucket, Key=key, Body=data)
+                connection.execute(_UPDATE, (key, row_id))
+                connection.commit()
+            after = rows[-1][0]

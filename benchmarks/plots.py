@@ -93,7 +93,7 @@ def _limit(figures: tuple[Measured, ...], file: Path) -> None:
 
 
 def _growth(one: Measured, file: Path) -> None:
-    tenths = [milliseconds for name, milliseconds in one.parts.items() if name.startswith("copying")]
+    tenths = [milliseconds for name, milliseconds in one.parts.items() if name.startswith("copying, tenth ")]
     figure, axes = _axes(7)
     axes.plot(range(1, len(tenths) + 1), tenths, "o-", color=OURS_COLOUR)
     axes.set_ylim(bottom=0)

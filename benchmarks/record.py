@@ -17,7 +17,6 @@ class Record:
     """One module's figures, and when and on what they were measured."""
 
     date: str
-    seconds: float
     machine: dict[str, str]
     figures: tuple[Measured, ...]
 
@@ -35,8 +34,8 @@ def write(records: Mapping[str, Record], file: Path) -> None:
     file.write_text(json.dumps(documents, indent=1, ensure_ascii=False) + "\n")
 
 
-def _record(date: str, seconds: float, machine: dict[str, str], figures: Sequence[dict[str, Any]]) -> Record:
-    return Record(date, seconds, machine, tuple(Measured(**one | {"runs": tuple(one["runs"])}) for one in figures))
+def _record(date: str, machine: dict[str, str], figures: Sequence[dict[str, Any]]) -> Record:
+    return Record(date, machine, tuple(Measured(**one | {"runs": tuple(one["runs"])}) for one in figures))
 
 
 def _rounded(value: Any) -> Any:

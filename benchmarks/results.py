@@ -50,3 +50,8 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
 def median(values: Sequence[float]) -> float:
     """The middle one."""
     return statistics.median(values)
+
+
+def medians(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Name by name."""
+    return {name: median([one[name] for one in each]) for name in each[0]}

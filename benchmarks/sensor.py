@@ -6,7 +6,7 @@ that it sent: each that names the table must be index-only, and fetch nothing fr
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -55,7 +55,7 @@ _FILL = """
 
 
 def measure(servers: Servers, say: Callable[[str], None]) -> list[Measured]:
-    """Milliseconds of a tick's look at the queue; infinite where a plan is not index-only."""
+    """Milliseconds of a tick's look at the queue, and how many scans of its plans are not index-only."""
     say(f"filling {ROWS:,} rows")
     with servers.connect() as connection, _filled(servers, connection) as pipeline:
         say("looking at the queue as the sensor does")
@@ -63,30 +63,40 @@ def measure(servers: Servers, say: Callable[[str], None]) -> list[Measured]:
         database = ExplainingDatabase(pipeline.database.url, pipeline.database.schema, relation=f'"{TABLE}"')
         _tick(replace(pipeline, database=database))
     scans = [scan for one in database.explained for scan in one.scans(TABLE)]
-    wrong = [scan for scan in scans if scan["Node Type"] != "Index Only Scan" or scan["Heap Fetches"]]
-    plans = f"{len(scans)} scans, " + (f"not index-only: {_names(wrong)}" if wrong else "all index-only")
     return [
         Measured(
             measure="sensor tick, 10 million rows with 100,000 pending",
-            value=median(runs) if scans and not wrong else float("inf"), unit="ms", bar=MOST_MILLISECONDS,
-            is_at_most=True, runs=runs, detail=f"at worst {max(runs):.0f} ms; {plans}",
-        )
+            value=median(runs), unit="ms", bar=MOST_MILLISECONDS, is_at_most=True, runs=runs,
+            detail=f"the median of {TICKS} ticks, one after the other; at worst {max(runs):.0f} ms",
+        ),
+        _not_index_only(scans),
     ]  # fmt: skip
+
+
+def _not_index_only(scans: Sequence[Mapping[str, Any]]) -> Measured:
+    if not scans:
+        raise RuntimeError(f"no statement of a sensor tick reads {TABLE}")
+    wrong = [scan for scan in scans if scan["Node Type"] != "Index Only Scan" or scan["Heap Fetches"]]
+    names = ", ".join(f"{scan['Node Type']} {scan.get('Index Name', '')}".strip() for scan in wrong)
+    return Measured(
+        measure="scans of a sensor tick that are not index-only",
+        value=len(wrong), unit="scans", bar=0, is_at_most=True,
+        detail=f"of {len(scans)} scans" + (f": {names}" if wrong else ""),
+    )  # fmt: skip
 
 
 @contextmanager
 def _filled(servers: Servers, connection: Connection) -> Iterator[Pipeline]:
-    connection.execute(_CREATE.encode())
+    connection.execute(_CREATE)
     try:
-        connection.execute(
-            _FILL.format(table=TABLE, one_pending_in=ONE_PENDING_IN, tenants=TENANTS, rows=ROWS).encode()
-        )
-        connection.execute(f"ALTER TABLE {TABLE} ADD PRIMARY KEY (id)".encode())
+        fill = _FILL.format(table=TABLE, one_pending_in=ONE_PENDING_IN, tenants=TENANTS, rows=ROWS)
+        connection.execute(fill)
+        connection.execute(f"ALTER TABLE {TABLE} ADD PRIMARY KEY (id)")
         pipeline = servers.pipeline(_CONFIG)
-        connection.execute(f"VACUUM (ANALYZE) {TABLE}".encode())
+        connection.execute(f"VACUUM (ANALYZE) {TABLE}")
         yield pipeline
     finally:
-        connection.execute(f"DROP TABLE {TABLE}".encode())
+        connection.execute(f"DROP TABLE {TABLE}")
 
 
 def _tick(pipeline: Pipeline) -> float:
@@ -96,7 +106,3 @@ def _tick(pipeline: Pipeline) -> float:
     if (waiting := sum(one.rows for one in look.pending)) != ROWS // ONE_PENDING_IN:
         raise RuntimeError(f"the sensor sees {waiting} pending rows")
     return milliseconds
-
-
-def _names(scans: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{scan['Node Type']} {scan.get('Index Name', '')}" for scan in scans)

@@ -58,9 +58,8 @@ class Servers:
     def database_processes(self) -> list[Any]:
         """The server's main process, which connections inherit from, and all that it has now."""
         with self.connect() as connection:
-            found = connection.execute("SELECT pg_read_file('postmaster.pid')").fetchone()
-        assert found is not None
-        server = psutil.Process(int(found[0].split()[0]))
+            [(content,)] = connection.execute("SELECT pg_read_file('postmaster.pid')")
+        server = psutil.Process(int(content.split()[0]))
         return [server, *server.children()]
 
     def cpu_seconds(self) -> dict[str, float]:

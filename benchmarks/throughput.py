@@ -13,7 +13,7 @@ from functools import partial
 from psycopg import Connection
 
 from benchmarks import peers
-from benchmarks.moving import Peer, Run, move_by_peer, move_by_us, source
+from benchmarks.moving import Peer, Run, median_cpu, move_by_peer, move_by_us, said_cpu, source
 from benchmarks.results import Measured, alternating, median, ratios
 from benchmarks.servers import Servers
 
@@ -73,12 +73,7 @@ def _measured(size: Size, peer: str, found: Mapping[str, list[Run]], parts: Mapp
     return Measured(
         measure=f"{size}, S3: against {peer}",
         value=median(runs), unit="times", bar=_BARS.get(peer, size.bar), is_at_most=False, runs=tuple(runs),
-        detail=f"{parts[OURS]:.2f} ms a row against {parts[peer]:.2f}" + (_cpu(found[OURS]) if peer == LOOP else ""),
+        detail=f"{parts[OURS]:.2f} ms a row against {parts[peer]:.2f}"
+        + (f"; our CPU a row in ms: {said_cpu(median_cpu(found[OURS]))}" if peer == LOOP else ""),
         parts={OURS: parts[OURS], peer: parts[peer]},
     )  # fmt: skip
-
-
-def _cpu(runs: list[Run]) -> str:
-    spent = {name: median([run.cpu_seconds[name] / run.rows * 1e3 for run in runs]) for name in runs[0].cpu_seconds}
-    said = ", ".join(f"{milliseconds:.2f} {name}" for name, milliseconds in spent.items())
-    return f"; our CPU a row in ms: {said}"

@@ -41,6 +41,7 @@ class Updater:
     """Works from its making to `stop`."""
 
     def __init__(self, database_url: str, table: str, tenant: str, rate: int) -> None:
+        # As on a machine of its own: Linux shares processor time by session, and each backend of PostgreSQL is one.
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, the module below
             [sys.executable, "-m", __name__, database_url, table, tenant, str(rate)],
             cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
@@ -73,19 +74,17 @@ def watch_lock_waits(connection: psycopg.Connection) -> list[str]:
 def _update(database_url: str, table: str, tenant: str, rate: int) -> None:
     chance = Random(1)  # noqa: S311 - which rows
     texts = list(islice(payloads(PAYLOAD_BYTES), DIFFERENT_PAYLOADS))
-    title = f"UPDATE {table} SET title = %s WHERE id = %s".encode()  # noqa: S608 - our own names
-    whole = f"UPDATE {table} SET title = %s, payload = %s WHERE id = %s".encode()  # noqa: S608
+    title = f"UPDATE {table} SET title = %s WHERE id = %s"  # noqa: S608 - our own names
+    whole = f"UPDATE {table} SET title = %s, payload = %s WHERE id = %s"  # noqa: S608
     with psycopg.connect(database_url, autocommit=True, prepare_threshold=0) as connection:
-        select_keys = f"SELECT id FROM {table} WHERE tenant_id = %s".encode()  # noqa: S608
+        select_keys = f"SELECT id FROM {table} WHERE tenant_id = %s"  # noqa: S608
         keys = [key for (key,) in connection.execute(select_keys, [tenant])]
         waits = watch_lock_waits(connection)
         seconds: list[float] = []
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         begun = time.perf_counter()
-        while not select.select(
-            [sys.stdin], [], [], max(0.0, (due := begun + len(seconds) / rate) - time.perf_counter())
-        )[0]:
+        while not _is_stopped(due := begun + len(seconds) / rate):
             key, number = chance.choice(keys), len(seconds)
             if number % ONE_PAYLOAD_IN:
                 connection.execute(title, [f"title {number}", key])
@@ -93,6 +92,12 @@ def _update(database_url: str, table: str, tenant: str, rate: int) -> None:
                 connection.execute(whole, [f"title {number}", chance.choice(texts), key])
             seconds.append(time.perf_counter() - due)
     sys.stdout.write("".join(f"{one:.6f}\n" for one in seconds) + f"{len(waits)}\n")
+
+
+def _is_stopped(due: float) -> bool:
+    """Waits until the next update is due; True if told to stop meanwhile."""
+    told, _, _ = select.select([sys.stdin], [], [], max(0.0, due - time.perf_counter()))
+    return bool(told)
 
 
 if __name__ == "__main__":

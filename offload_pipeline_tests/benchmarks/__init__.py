@@ -1,1 +1,1 @@
-"""The benchmarks' record and report; what they measure is measured by `make bench`."""
+"""The benchmarks' parts, record and report; what they measure is measured by `make bench`."""

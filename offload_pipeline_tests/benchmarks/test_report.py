@@ -18,7 +18,7 @@ MACHINE = {"CPU": "two cores", "memory": "1 GB"}
 
 
 def a_record(*figures: Measured, date: str = "2026-11-22") -> Record:
-    return Record(date, 1.0, MACHINE, figures)
+    return Record(date, MACHINE, figures)
 
 
 @pytest.fixture
