@@ -100,6 +100,8 @@ WRITES = {
         DELETE FROM written USING done WHERE written.id = done.id AND table_name = %(table)s
     """,
 }
+# As many inserts as deletions.
+KINDS = [("insert", PAST_THE_TRIGGER), *((kind,) for kind in WRITES if kind not in ("insert", PAST_THE_TRIGGER))]
 
 
 class Application:
@@ -146,8 +148,8 @@ class Application:
             ):
                 while not self._stop.wait(PAUSE_SECONDS):
                     with self._turn:
-                        kind = self._random.choice(list(WRITES))
-                        self._write(connection, kind, self._random.choice(self._tables))
+                        kind = self._random.choice(KINDS)
+                        self._write(connection, self._random.choice(kind), self._random.choice(self._tables))
             self._stop.wait(RECONNECT_SECONDS)
 
     def _write(self, connection: psycopg.Connection, kind: str, table: TableConfig) -> None:
