@@ -206,7 +206,7 @@ class _Copier:
             return [], []
         try:
             with connection.transaction():
-                return record_copied(connection, self._partition, stored, self._store.url, self._run_id), []
+                return self._record_now(connection, stored), []
         except psycopg.Error as error:
             if not is_about_the_rows(error, connection):
                 raise
@@ -220,12 +220,19 @@ class _Copier:
         for item in stored:
             try:
                 with connection.transaction():
-                    recorded += record_copied(connection, self._partition, [item], self._store.url, self._run_id)
+                    done = self._record_now(connection, [item])
+                recorded += done
             except psycopg.Error as error:
                 if not is_about_the_rows(error, connection):
                     raise
                 failures.append(Failure(item.key, item.xmin, error))
         return recorded, failures
+
+    def _record_now(self, connection: Connection, stored: list[StoredPayload]) -> list[StoredPayload]:
+        """With every deferred constraint: what one refuses at the commit would take the whole batch with it."""
+        recorded = record_copied(connection, self._partition, stored, self._store.url, self._run_id)
+        connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        return recorded
 
     def _count(self, outcome: _Outcome) -> None:
         recorded = outcome.recorded

@@ -14,6 +14,9 @@ from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
 from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Partition, Piece
 
+# How far a compressed payload is taken to unpack until a row has unpacked further: webhooks do four to eight times.
+EXPECTED_RATIO = 16.0
+
 
 @dataclass
 class _Page:
@@ -21,6 +24,7 @@ class _Page:
 
     batch: Batch
     last: Key
+    payload_bytes: dict[Key, int]
     is_finished: bool = False
 
 
@@ -45,9 +49,11 @@ class UnseenBatches(Batches):
 
     def finish(self, connection: Connection, batch: Batch, not_copied: list[Key]) -> dict[Key, str]:
         """Queues what was not copied, then moves the checkpoint over every finished page that has no gap before it."""
-        versions = self._enqueue(connection, not_copied) if not_copied else {}
         with self._checkpoint_lock:
-            next(page for page in self._pages if page.batch is batch).is_finished = True
+            finished = next(page for page in self._pages if page.batch is batch)
+        versions = self._enqueue(connection, not_copied, finished.payload_bytes) if not_copied else {}
+        with self._checkpoint_lock:
+            finished.is_finished = True
             passed: Key | None = None
             while self._pages and self._pages[0].is_finished:
                 passed = self._pages.pop(0).last
@@ -55,11 +61,25 @@ class UnseenBatches(Batches):
                 self._write_checkpoint(connection, passed, is_complete=self._ended and not self._pages)
         return versions
 
-    def _enqueue(self, connection: Connection, keys: list[Key]) -> dict[Key, str]:
+    def _enqueue(self, connection: Connection, keys: list[Key], payload_bytes: dict[Key, int]) -> dict[Key, str]:
+        """Rows that the table refuses to update stay never seen; a later scan comes back to them."""
+        try:
+            return self._enqueue_all(connection, keys, payload_bytes)
+        except psycopg.Error as error:
+            if not is_about_the_rows(error, connection):
+                raise
+        if len(keys) > 1:
+            each = [self._enqueue(connection, [key], payload_bytes) for key in keys]
+            return {key: version for found in each for key, version in found.items()}
+        self._has_gap = True
+        return {}
+
+    def _enqueue_all(self, connection: Connection, keys: list[Key], payload_bytes: dict[Key, int]) -> dict[Key, str]:
         table = self.partition.table
         with transaction(connection):
             rows = connection.execute(
-                statement("offload/unseen", "enqueue", table.names()), table.key_parameters(keys)
+                statement("offload/unseen", "enqueue", table.names()),
+                {**table.key_parameters(keys), "sizes": [payload_bytes.get(key) for key in keys]},
             ).fetchall()
         if any(is_left for _, _, is_left in rows):
             self._has_gap = True
@@ -91,12 +111,13 @@ class UnseenBatches(Batches):
                 # Another worker has these; should it die, a later scan must find them.
                 self._has_gap = True
             sizes = {table.key_in(row): row[-2] for row in rows if row[-1]}
-            batch = Batch(self._pieces(connection, sizes), len(rows))
-            self._pages.append(_Page(batch, self._cursor))
+            payload_bytes: dict[Key, int] = {}
+            batch = Batch(self._pieces(connection, sizes, payload_bytes), len(rows))
+            self._pages.append(_Page(batch, self._cursor, payload_bytes))
         return batch
 
-    def _pieces(self, connection: Connection, sizes: dict[Key, int]) -> Iterator[Piece]:
-        """The rows of these keys (with their stored bytes), in pieces.
+    def _pieces(self, connection: Connection, sizes: dict[Key, int], payload_bytes: dict[Key, int]) -> Iterator[Piece]:
+        """The rows of these keys (with their stored bytes), in pieces; adds to `payload_bytes` what they really are.
 
         Each piece is a statement that has ended before the piece is given: while payloads are on their way to the
         store, no snapshot is to hold back vacuum. Where one fails, what it has given by then is kept, and the next row
@@ -105,6 +126,7 @@ class UnseenBatches(Batches):
         unread = dict(sizes)
         while unread:
             rows: list[ClaimedRow] = []
+            alone = Piece([])
             try:
                 with connection.transaction():
                     self._read_piece(connection, unread, rows)
@@ -114,9 +136,9 @@ class UnseenBatches(Batches):
                 key = next(iter(unread))
                 del unread[key]
                 alone = self._read_one_by_one(connection, [key])
-                yield Piece([*rows, *alone.rows], alone.unreadable)
-            else:
-                yield Piece(rows)
+            piece = Piece([*rows, *alone.rows], alone.unreadable)
+            payload_bytes.update((row.key, len(row.payload)) for row in piece.rows)
+            yield piece
 
     def _read_piece(self, connection: Connection, unread: dict[Key, int], rows: list[ClaimedRow]) -> None:
         """Adds rows up to the one that passes the byte limit; takes what was gone through out of `unread`.
@@ -124,16 +146,16 @@ class UnseenBatches(Batches):
         How far this table's payloads unpack is learnt from what has arrived: one row first, then twice as
         many each time.
         """
-        keys, room, ratio, few = list(unread), self.limits.payload_bytes, 1.0, 1
+        keys, room, ratio, few = list(unread), self.limits.payload_bytes, EXPECTED_RATIO, 1
         with connection.cursor("unseen", binary=True) as cursor:
             self._open(cursor, keys)
             while room > 0 and unread:
                 printed = cursor.fetchmany(min(few, _fitting(unread.values(), room / ratio)))
                 rows += _claimed(keys, printed)
                 for position, _, payload in printed:
-                    stored_bytes, payload_bytes = unread.pop(keys[position - 1]), len(payload or b"")
-                    ratio = max(ratio, payload_bytes / max(1, stored_bytes))
-                    room -= payload_bytes
+                    stored_bytes, arrived = unread.pop(keys[position - 1]), len(payload or b"")
+                    ratio = max(ratio, arrived / max(1, stored_bytes))
+                    room -= arrived
                 few *= 2
 
     def _fetch(self, connection: Connection, keys: list[Key]) -> list[ClaimedRow]:

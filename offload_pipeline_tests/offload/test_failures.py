@@ -192,7 +192,16 @@ def refuse_by_trigger(notices: Installation) -> str:
     return "RaiseException"
 
 
-@pytest.mark.parametrize("refuse", [refuse_by_check, refuse_by_trigger])
+def refuse_at_commit(notices: Installation) -> str:
+    refuse_by_trigger(notices)
+    notices.execute(
+        "DROP TRIGGER frozen ON {table}; CREATE CONSTRAINT TRIGGER frozen AFTER UPDATE ON {table} DEFERRABLE INITIALLY"
+        " DEFERRED FOR EACH ROW WHEN (NEW.id = 2 AND NEW.payload_storage_status = 'copied') EXECUTE FUNCTION refuse()"
+    )
+    return "RaiseException"
+
+
+@pytest.mark.parametrize("refuse", [refuse_by_check, refuse_by_trigger, refuse_at_commit])
 def test_a_row_that_the_table_refuses_to_record_does_not_stop_the_others(
     notices: Installation, refuse: Callable[[Installation], str]
 ) -> None:

@@ -370,6 +370,15 @@ def refuse_by_trigger(notices: Installation) -> str:
     return "RaiseException"
 
 
+def refuse_at_commit(notices: Installation) -> str:
+    refuse_by_trigger(notices)
+    notices.execute(
+        "DROP TRIGGER frozen ON {table}; CREATE CONSTRAINT TRIGGER frozen AFTER UPDATE ON {table} DEFERRABLE INITIALLY"
+        " DEFERRED FOR EACH ROW WHEN (NEW.id = 2) EXECUTE FUNCTION refuse()"
+    )
+    return "RaiseException"
+
+
 def change_what_comes_back(notices: Installation, when: str, name: str) -> str:
     body = {
         "BEFORE": "NEW.raw_payload := NEW.raw_payload || '{\"seen\": true}'; RETURN NEW",
@@ -389,6 +398,7 @@ def change_what_comes_back(notices: Installation, when: str, name: str) -> str:
     [
         pytest.param(refuse_by_check, id="a check"),
         pytest.param(refuse_by_trigger, id="a trigger that raises"),
+        pytest.param(refuse_at_commit, id="a trigger that raises at the commit"),
         pytest.param(lambda notices: change_what_comes_back(notices, "BEFORE", "a_first"), id="a change before ours"),
         pytest.param(lambda notices: change_what_comes_back(notices, "BEFORE", "zzz_last"), id="a change after ours"),
         pytest.param(lambda notices: change_what_comes_back(notices, "AFTER", "a_first"), id="a change afterwards"),
@@ -405,6 +415,18 @@ def test_a_row_that_the_table_refuses_or_changes_stays_in_storage_and_the_others
     assert notices.statuses() == {1: "inline", 2: "in_storage", 3: "inline"}
     assert (notices.failures()["2"]["stage"], notices.failures()["2"]["error_class"]) == ("restore", error_class)
     assert logged(notices)[0] == 2
+    notices.assert_invariant()
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "20000-01-01", "0044-03-15 BC"])
+def test_a_row_that_was_edited_to_an_impossible_moment_is_restored_like_any_other(
+    notices: Installation, moment: str
+) -> None:
+    keys = notices.insert([large_payload(1000, seed) for seed in range(3)])
+    notices.drain()
+    notices.execute("UPDATE {table} SET payload_stored_at = %s::timestamptz WHERE id = %s", moment, keys[1])
+    assert notices.restore().rows_restored == 3
+    assert notices.one_status() == "inline"
     notices.assert_invariant()
 
 

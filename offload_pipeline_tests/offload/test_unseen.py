@@ -34,6 +34,7 @@ from offload_pipeline_tests.offload.stores import CountingStore
 
 THRESHOLD = 1000
 SMALL, LARGE = large_payload(100), large_payload(3000)
+DROP_CHECK = "ALTER TABLE notices DROP CONSTRAINT IF EXISTS archived"
 
 
 class OldTable:
@@ -271,6 +272,70 @@ def test_payloads_that_compress_best_are_read_a_few_at_a_time(old_table: OldTabl
         pieces = [sum(len(row.payload) for row in piece.rows) for piece in batch.pieces]
     assert sum(pieces) == 40 * len(payloads[0])
     assert max(pieces) < 1_000_000 + 2 * 200_100
+
+
+def test_small_rows_before_those_that_compress_best_do_not_make_a_piece_longer(old_table: OldTable) -> None:
+    """What was learnt of rows that unpack to what they are says nothing of the next ones."""
+    squeezed = ['{"a": "%s"}' % ("b" * 200_000)] * 45
+    insert_payloads(old_table.connection, old_table.config, [SMALL] * 255 + squeezed, tenant="acme")
+    install(old_table.pipeline)
+    batches = UnseenBatches(old_table.pipeline.database, old_table.partition(), BatchLimits(300, 1_000_000), 8)
+    with old_table.pipeline.connect() as connection, transaction(connection):
+        batch = batches.claim(connection)
+        assert batch is not None
+        pieces = [sum(len(row.payload) for row in piece.rows) for piece in batch.pieces]
+    assert sum(pieces) == 45 * len(squeezed[0])
+    # PostgreSQL's own compression packs ninety times at best, a few times more than is expected here.
+    assert max(pieces) < 6 * 1_000_000
+
+
+def test_rows_that_an_outage_left_are_read_by_their_true_size(old_table: OldTable) -> None:
+    insert_payloads(old_table.connection, old_table.config, ['{"a": "%s"}' % ("b" * 200_000)] * 40, tenant="acme")
+    install(old_table.pipeline)
+    limits = BatchLimits(400, 1_000_000)
+    unseen = UnseenBatches(old_table.pipeline.database, old_table.partition(), limits, 8)
+    pending = PendingBatches(old_table.pipeline.database, old_table.partition(), limits, 8)
+    with old_table.pipeline.connect() as connection:
+        with transaction(connection):
+            batch = unseen.claim(connection)
+            assert batch is not None
+            keys = [row.key for row in rows_of(batch)]
+        unseen.finish(connection, batch, keys)
+        with transaction(connection):
+            batch = pending.claim(connection)
+            assert batch is not None
+            assert sum(len(row.payload) for row in rows_of(batch)) < 1_000_000 + 2 * 200_100
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "ALTER TABLE notices ADD CONSTRAINT archived CHECK (id <> 2) NOT VALID",
+        "CREATE TRIGGER archived BEFORE UPDATE ON notices FOR EACH ROW WHEN (OLD.id = 2) EXECUTE FUNCTION refuse()",
+        "CREATE CONSTRAINT TRIGGER archived AFTER UPDATE ON notices DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW WHEN (OLD.id = 2) EXECUTE FUNCTION refuse()",
+    ],
+    ids=["check", "trigger", "at commit"],
+)
+def test_a_row_that_the_table_refuses_to_update_stops_no_other(old_table: OldTable, refusal: str) -> None:
+    insert_payloads(old_table.connection, old_table.config, [LARGE] * 10, tenant="acme")
+    old_table.connection.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'archived'; END $$"
+    )
+    old_table.connection.execute(refusal)
+    install(old_table.pipeline)
+    expected = row_hashes(old_table.connection, old_table.config)
+    drained = old_table.pipeline.drain(old_table.partition(), "run", unseen=True, batch_rows=4)
+    assert (drained.copied.rows_copied, drained.copied.rows_failed, drained.released.rows_released) == (9, 1, 9)
+    assert statuses(old_table.connection, old_table.config)[2] is None
+    assert not old_table.checkpoint()[1], "a later scan comes back to it"
+    failed = "SELECT primary_key, stage FROM payload_offload_failures WHERE resolved_at IS NULL"
+    assert old_table.connection.execute(failed).fetchall() == [("2", "copy")]
+    assert_invariant(old_table.connection, old_table.pipeline.store, old_table.config, expected)
+    old_table.connection.execute(f"DROP FUNCTION refuse CASCADE; {DROP_CHECK}")
+    assert old_table.pipeline.drain(old_table.partition(), "run", unseen=True).copied.rows_copied == 1
+    assert old_table.checkpoint()[1]
 
 
 def test_a_scan_that_ends_in_the_middle_of_a_batch_leaves_no_trace(old_table: OldTable) -> None:

@@ -11,7 +11,7 @@ WHERE tenant_id = %(tenant)s
 WITH page AS MATERIALIZED (
     SELECT
         {keys_as_text},
-        t.{stored_at} AS stored_at,
+        {stored_at_of_copy} AS stored_at,
         t.{object_key} AS object_key,
         t.{hash} AS hash,
         t.{size} AS size,

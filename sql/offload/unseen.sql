@@ -42,13 +42,14 @@ LEFT JOIN LATERAL (SELECT t.{payload}::text AS payload OFFSET 0) AS printed ON T
 
 -- name: enqueue
 -- Rows that a scan could not copy join the pending queue, so that no checkpoint passes them for good.
--- The size is the stored one, which costs nothing to ask for: it bounds the batch until the copy writes the true one.
+-- The size bounds the batch until the copy writes it anew: that of the payload as it was read, or else, of what could not
+-- be, as it is stored.
 -- `is_left`: the application holds the row now, and it is still never seen; a later scan must find it.
 -- num_nulls: as {current_status}, so that no plan reads the whole index of never-seen rows.
 -- Locks: the rows, NO KEY UPDATE, never waits. Index: the primary key.
 WITH named AS MATERIALIZED (
     SELECT *
-    FROM unnest({key_arrays}) WITH ORDINALITY AS s ({key_names_bare}, position)
+    FROM unnest({key_arrays}, %(sizes)s::bigint[]) WITH ORDINALITY AS s ({key_names_bare}, size, position)
 ),
 k AS MATERIALIZED (
     SELECT named.*
@@ -61,7 +62,7 @@ queued AS (
     UPDATE {relation} AS t
     SET
         {status} = 'pending_move',
-        {size} = coalesce(t.{size}, pg_column_size(t.{payload}))
+        {size} = coalesce(t.{size}, k.size, pg_column_size(t.{payload}))
     FROM k
     WHERE {keys_match}
         AND num_nulls(t.{status}) = 1
