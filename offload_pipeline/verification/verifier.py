@@ -15,9 +15,7 @@ from offload_pipeline.database.table import Key
 from offload_pipeline.errors import ObjectDamagedError, OffloadError, StoreDeniedError, TransientError
 from offload_pipeline.offload.claims import Partition, require_same_store
 from offload_pipeline.offload.deletions import announced, not_yet
-from offload_pipeline.offload.failures import Failure, record_failures, resolve_failures
 from offload_pipeline.offload.progress import Progress, no_progress
-from offload_pipeline.offload.requeue import requeue
 from offload_pipeline.offload.reservoir import Reservoir
 from offload_pipeline.offload.stale_failures import resolve_stale_failures
 from offload_pipeline.offload.stored import NamedObject
@@ -25,6 +23,7 @@ from offload_pipeline.offload.workers import STORE_DOWN_AFTER_FAILURES
 from offload_pipeline.storage.object_store import ObjectStore
 from offload_pipeline.verification.checkpoint import Checkpoint
 from offload_pipeline.verification.copies import Copies
+from offload_pipeline.verification.damage import Damage, KnownDamage
 from offload_pipeline.verification.objects import check_end, check_whole
 
 Check = Callable[[ObjectStore, NamedObject], int]
@@ -44,14 +43,6 @@ class VerificationOptions:
     full: bool
     store_threads: int
     resume: bool = True
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A row whose object is missing or is not its payload."""
-
-    named: NamedObject
-    error: OffloadError
 
 
 @dataclass
@@ -79,7 +70,7 @@ def verify_partition(
 ) -> VerificationResult:  # fmt: skip
     """Checks every row copied since the last pass, reads a sample (or all) whole, and moves the gate if all is sound.
 
-    Damaged rows that still hold their payload are queued to be copied again; damage is recorded either way.
+    Damage is recorded as it is met, and damaged rows that still hold their payload are queued to be copied again.
     Raises TransientError when the database fails, StoreDeniedError when the store refuses altogether.
     """
     with (
@@ -101,6 +92,7 @@ class _Verifier:
             self._mark, verified_through = self._set_mark()
         self._copies = Copies(connection, partition, self._mark, verified_through)
         self._checkpoint = Checkpoint(connection, partition)
+        self._known_damage = KnownDamage(connection, partition)
         self._suspected: set[NamedObject] = set()
         self._result = VerificationResult(self._mark)
 
@@ -163,6 +155,7 @@ class _Verifier:
     def _check(self, page: list[NamedObject], check: Check) -> None:
         """Looks at each object in threads; keeps what is wrong, after looking whether the row still names it."""
         wrong: list[Damage] = []
+        known = self._known_damage.of(page)
         for named, outcome in zip(
             page, self._threads.map(lambda named: _outcome(self._store, named, check), page), strict=True
         ):
@@ -177,7 +170,8 @@ class _Verifier:
             wrong += self._differing_from_rows(page)
         wrong += self._perhaps_deleted(page)
         self._sort_out(wrong)
-        self._resolve(page, wrong)
+        unsound = self._unsound.union(damage.named.key for damage in wrong)
+        self._known_damage.resolve([line for line in known if line.key not in unsound])
         self._progress(len(page), 0)
 
     def _perhaps_deleted(self, page: list[NamedObject]) -> list[Damage]:
@@ -210,17 +204,15 @@ class _Verifier:
             {named.key for named, _, _ in self._still_named([damage.named for damage in wrong])} if wrong else set()
         )
         seen = self._unsound
+        found: list[Damage] = []
         for damage in wrong:
             if damage.named.key in named_still and damage.named.key not in seen:
-                is_transient = isinstance(damage.error, TransientError)
-                (self._result.unanswered if is_transient else self._result.damaged).append(damage)
+                found.append(damage)
                 seen.add(damage.named.key)
-
-    def _resolve(self, page: list[NamedObject], wrong: list[Damage]) -> None:
-        unsound = self._unsound.union(damage.named.key for damage in wrong)
-        sound = [named.key for named in page if named.key not in unsound]
-        with transaction(self._connection):
-            resolve_failures(self._connection, self._partition, ("verify",), sound)
+        for damage in found:
+            is_transient = isinstance(damage.error, TransientError)
+            (self._result.unanswered if is_transient else self._result.damaged).append(damage)
+        self._known_damage.record(found)
 
     def _conclude(self) -> None:
         result, parameters = self._result, self._partition.parameters()
@@ -233,10 +225,6 @@ class _Verifier:
                 )
                 if self._options.full:
                     self._checkpoint.finish()
-            else:
-                requeue(self._connection, self._partition, {d.named.key: d.named.object_key for d in result.damaged})
-                failures = [Failure(d.named.key, None, d.error) for d in (*result.damaged, *result.unanswered)]
-                record_failures(self._connection, self._partition, "verify", failures)
             action = "verify" if result.passed else "verify failed"
             self._connection.execute(
                 statement("offload/record", "log_action", names),
