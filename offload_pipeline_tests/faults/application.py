@@ -36,12 +36,20 @@ NOTE_INSERT = """
     SELECT %(table)s, %(id)s, encode(sha256(convert_to(as_stored, 'UTF8')), 'hex'), octet_length(as_stored), as_stored
     FROM (SELECT (%(payload)s::jsonb)::text AS as_stored) AS payload
 """
+# A copy that is written again as it is stays the copy it was, and its age counts from when it was stored.
 _NOTE = sql.SQL("""
     UPDATE written SET
-        sha256 = encode(sha256(convert_to(raw_payload::text, 'UTF8')), 'hex'),
-        bytes = octet_length(raw_payload::text),
-        at = clock_timestamp()
-    FROM done WHERE written.id = done.id AND table_name = %(table)s
+        at = CASE WHEN written.sha256 = now.sha256 THEN at ELSE clock_timestamp() END,
+        sha256 = now.sha256,
+        bytes = now.bytes
+    FROM (
+        SELECT
+            id,
+            encode(sha256(convert_to(raw_payload::text, 'UTF8')), 'hex') AS sha256,
+            octet_length(raw_payload::text) AS bytes
+        FROM done
+    ) AS now
+    WHERE written.id = now.id AND table_name = %(table)s
 """)
 _NOTED_INSERT = """
     WITH done AS (
