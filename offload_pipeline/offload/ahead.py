@@ -1,8 +1,9 @@
 """What a backfill has ahead of it: counted and weighed for a dry run, counted or estimated for a progress bar."""
 
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -18,17 +19,31 @@ from offload_pipeline.offload.reservoir import Reservoir
 from offload_pipeline.offload.stored import PAGE_ROWS
 from offload_pipeline.offload.unseen import read_checkpoint
 
-# Payloads of one table are alike: so many tell the ratio to a few percent, and are packed in a second or two.
+# Payloads of one table and about one size are alike: so many tell the ratio to a few percent, and are packed in a
+# second or two. Sizes up to four times as large as one another are one stratum: few large ones may hold most of the bytes.
 SAMPLE_ROWS = 300
 SAMPLE_BYTES = 64 * 1024 * 1024
+BITS_OF_A_STRATUM = 2
 # Index entries counted one by one for a progress bar; a tenant with more is estimated from random pages.
 COUNTED_ROWS = 200_000
 SAMPLED_PAGES = 2_000
 
 
 @dataclass
+class _Stratum:
+    """Payloads of about one size."""
+
+    payload_bytes: int = 0
+    sample: Reservoir[tuple[Key, int]] = field(default_factory=lambda: Reservoir(SAMPLE_ROWS))
+
+    def add(self, key: Key, payload_bytes: int) -> None:
+        self.payload_bytes += payload_bytes
+        self.sample.offer((key, payload_bytes))
+
+
+@dataclass
 class DryRun:
-    """What a backfill would copy. `object_bytes` is estimated with the ratio that the `rows_sampled` have."""
+    """What a backfill would copy. `object_bytes` is estimated with the ratios that the `rows_sampled` have, by size."""
 
     rows: int = 0
     payload_bytes: int = 0
@@ -52,7 +67,7 @@ def dry_run(
     Each page is a short transaction of its own, so that no old snapshot holds vacuum back.
     """
     found = DryRun()
-    sample = Reservoir[tuple[Key, int]](SAMPLE_ROWS)
+    strata: dict[int, _Stratum] = defaultdict(_Stratum)
     most = partition.table.config.max_object_bytes
     for rows_passed, page in _pages(connection, partition, max_attempts, unseen=unseen, resume=resume):
         for key, payload_bytes in page:
@@ -61,10 +76,12 @@ def dry_run(
                 continue
             found.rows += 1
             found.payload_bytes += payload_bytes
-            sample.offer((key, payload_bytes))
+            strata[payload_bytes.bit_length() // BITS_OF_A_STRATUM].add(key, payload_bytes)
         progress(rows_passed, sum(payload_bytes for _, payload_bytes in page))
-    found.rows_sampled, ratio = _pack_some(connection, partition, compression, sample.kept)
-    found.object_bytes = round(found.payload_bytes * ratio)
+    for stratum in strata.values():
+        rows, ratio = _pack_some(connection, partition, compression, stratum.sample.kept, 1 / len(strata))
+        found.rows_sampled += rows
+        found.object_bytes += round(stratum.payload_bytes * ratio)
     return found
 
 
@@ -116,12 +133,12 @@ def _page(
 
 
 def _pack_some(
-    connection: Connection, partition: Partition, compression: Compression, sample: list[tuple[Key, int]]
+    connection: Connection, partition: Partition, compression: Compression, sample: list[tuple[Key, int]], share: float
 ) -> tuple[int, float]:
-    """How many were packed, and object bytes over payload bytes among them."""
+    """How many were packed, of this share of all, and object bytes over payload bytes among them."""
     rows = payload_bytes = object_bytes = 0
     for key, size in random.sample(sample, len(sample)):
-        if rows and payload_bytes + size > SAMPLE_BYTES:
+        if rows and (rows >= SAMPLE_ROWS * share or payload_bytes + size > SAMPLE_BYTES * share):
             break
         for payload in _read(connection, partition, key):
             packed = pack(payload, compression)

@@ -1,5 +1,6 @@
 """What a backfill has ahead of it: a dry run that writes nothing and says what will come, and a cheap count."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,14 @@ def test_of_many_rows_a_sample_is_packed(old: Installation) -> None:
     found = old.pipeline.dry_run(old.partition(), unseen=True)
     done = old.pipeline.copy(old.partition(), RUN, unseen=True)
     assert found.rows_sampled == ahead.SAMPLE_ROWS < found.rows == done.rows_copied
+    assert found.object_bytes == pytest.approx(done.object_bytes, rel=0.1)
+
+
+def test_few_large_payloads_that_hardly_pack_are_not_taken_for_the_many_that_do(old: Installation) -> None:
+    squeezed = [json.dumps({"n": number, "text": "b" * 2_000}) for number in range(800)]
+    insert_unseen(old, squeezed + [large_payload(400_000, seed) for seed in range(3)])
+    found = old.pipeline.dry_run(old.partition(), unseen=True)
+    done = old.pipeline.copy(old.partition(), RUN, unseen=True)
     assert found.object_bytes == pytest.approx(done.object_bytes, rel=0.1)
 
 
