@@ -15,6 +15,7 @@ from offload_pipeline.errors import UserError
 from offload_pipeline.install.ownership import (
     BOOKKEEPING_FUNCTIONS,
     FINGERPRINT,
+    MOVE_TRIGGER,
     TRIGGER_NAMES,
     CalledFunction,
     called_function,
@@ -131,6 +132,7 @@ def _install_names(table: Table, store_url: str) -> dict[str, sql.Composable]:
         "is_moved": sql.SQL("({}) IS DISTINCT FROM ({})").format(
             *(sql.SQL(", ").join(sql.Identifier(version, name) for name in place) for version in ("new", "old"))
         ),
+        "move_trigger": sql.Literal(MOVE_TRIGGER),
         "function": sql.Identifier(table.schema, trigger_functions(table)[0]),
         "pointer_function": sql.Identifier(table.schema, trigger_functions(table)[1]),
         "is_reference": _is_reference(table, store_url),

@@ -11,11 +11,13 @@ from offload_pipeline.errors import UserError
 
 # What the comments of our triggers and functions begin with.
 FINGERPRINT = "offload_pipeline "
+# By its name our function knows that a row is there for its move alone.
+MOVE_TRIGGER = "zz_payload_offload_move"
 # Fires after the application's own BEFORE triggers, which run in the order of their names.
 TRIGGER_NAMES = (
     "zz_payload_offload_insert",
     GUARD_TRIGGER,
-    "zz_payload_offload_move",
+    MOVE_TRIGGER,
     "zz_payload_offload_whole",
 )
 # By these columns a bookkeeping table is told from another of its name; they never change.

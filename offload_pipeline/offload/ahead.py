@@ -20,7 +20,7 @@ from offload_pipeline.offload.stored import PAGE_ROWS
 from offload_pipeline.offload.unseen import read_checkpoint
 
 # Payloads of one table and about one size are alike: so many tell the ratio to a few percent, and are packed in a
-# second or two. Sizes up to four times as large as one another are one stratum: few large ones may hold most of the bytes.
+# second or two. Few large ones may hold most of the bytes, so each size, to a factor of four, is a stratum.
 SAMPLE_ROWS = 300
 SAMPLE_BYTES = 64 * 1024 * 1024
 BITS_OF_A_STRATUM = 2

@@ -1,6 +1,7 @@
 """Install: everything it must create, doing nothing the second time, and never making the application wait."""
 
 import json
+import re
 import subprocess
 import threading
 import time
@@ -244,6 +245,29 @@ def test_a_changed_threshold_replaces_the_trigger_and_nothing_else(
     assert install(pipeline) == []
     insert_payloads(connection, notices, [large_payload(500)])
     assert statuses(connection, notices) == {1: "pending_move"}
+
+
+@pytest.mark.both_servers
+def test_an_older_trigger_that_let_unseen_rows_move_past_every_scan_is_replaced(
+    connection: psycopg.Connection, database_url: str, local_store_url: str
+) -> None:
+    notices = make_table(connection, threshold_bytes=1000)
+    insert_payloads(connection, notices, [large_payload(100), large_payload(3000)])
+    pipeline = make_pipeline(database_url, local_store_url, [notices])
+    install(pipeline)
+    move = "zz_payload_offload_move"
+    definition = one_value(
+        connection, sql.SQL("SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname = {}").format(move)
+    )
+    older = re.sub(r"WHEN \(.*\) EXECUTE", "WHEN (old.payload_storage_status = 'copied') EXECUTE", definition)
+    assert older != definition
+    connection.execute(older.replace("CREATE", "CREATE OR REPLACE", 1))
+    connection.execute(f"COMMENT ON TRIGGER {move} ON notices IS 'offload_pipeline 0'")
+    assert planned_script(pipeline).startswith("-- notices: pointer columns and size trigger")
+    assert install(pipeline) == ["notices: pointer columns and size trigger"]
+    assert install(pipeline) == []
+    connection.execute("UPDATE notices SET tenant_id = 'moved'")
+    assert statuses(connection, notices) == {1: "inline", 2: "pending_move"}
 
 
 def test_long_table_names_that_begin_alike_stay_apart(

@@ -1,5 +1,7 @@
 """The size trigger: what it makes of every way in which an application writes a payload."""
 
+import json
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,7 @@ from psycopg import errors, sql
 
 from offload_pipeline.config import TableConfig
 from offload_pipeline_tests.factories import insert_payloads, install, make_pipeline, make_table, statuses
+from offload_pipeline_tests.offload.population import lose_a_toast_chunk
 from offload_pipeline_tests.servers import PostgresServer
 
 THRESHOLD = 1000
@@ -73,10 +76,13 @@ def row(connection: psycopg.Connection, key: int = 1) -> Row:
     return Row(*found)
 
 
-def put_in_state(connection: psycopg.Connection, config: TableConfig, state: str) -> None:
+def put_in_state(
+    connection: psycopg.Connection, config: TableConfig, state: str, never_seen: str | None = LARGE
+) -> None:
     """Row 1 with a large payload, taken to `state` by the statements that the pipeline uses."""
-    insert_payloads(connection, config, [SMALL if state == "inline" else LARGE])
-    assert row(connection).status == ("inline" if state == "inline" else "pending_move")
+    payload = {"inline": SMALL, "never seen": never_seen}.get(state, LARGE)
+    insert_payloads(connection, config, [payload])
+    assert row(connection).status == ("inline" if payload == SMALL else "pending_move")
     if state in ("copied", "in_storage"):
         connection.execute(
             f"UPDATE notices SET payload_storage_status = 'copied', {POINTER}, payload_stored_at = now()"  # noqa: S608
@@ -268,6 +274,104 @@ def test_a_copy_that_a_trigger_moves_to_another_tenant_is_made_again(
     connection.execute("UPDATE notices SET created_at = now()")
     assert list(statuses(connection, notices).values()) == ["pending_move"]
     assert row(connection).has_no_pointer
+
+
+# Never seen, and moved to where a scan may have been
+
+
+MOVES = ["tenant_id = 'b'", "id = 2", "tenant_id = 'b', raw_payload = raw_payload"]
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize(("payload", "status"), [(SMALL, "inline"), (LARGE, "pending_move")])
+def test_a_row_never_seen_that_moves_to_another_tenant_or_key_is_measured(
+    connection: psycopg.Connection, notices: TableConfig, move: str, payload: str, status: str
+) -> None:
+    put_in_state(connection, notices, "never seen", payload)
+    connection.execute(f"UPDATE notices SET {move}")  # noqa: S608 - the moves above
+    size = len(payload) if status == "pending_move" else None
+    assert row(connection, 2 if move == "id = 2" else 1) == Row(status, payload, None, None, size, is_dated=False)
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("payload_type", ["jsonb", "json", "text"])
+def test_a_row_never_seen_that_moves_is_measured_as_it_would_be_on_insert(
+    connection: psycopg.Connection, local_store_url: str, payload_type: str
+) -> None:
+    config = make_notices(connection, local_store_url, payload_type=payload_type)
+    insert_payloads(connection, config, [json_of_size(size) for size in (10, THRESHOLD, THRESHOLD + 1, 20 * THRESHOLD)])
+    measured = "SELECT payload_storage_status, payload_bytes FROM notices ORDER BY id"
+    expected = connection.execute(measured).fetchall()
+    connection.execute("UPDATE notices SET payload_storage_status = NULL, payload_bytes = NULL")
+    connection.execute("UPDATE notices SET tenant_id = 'b'")
+    assert connection.execute(measured).fetchall() == expected
+
+
+def test_a_row_never_seen_that_stays_where_it_is_calls_nothing(
+    connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    put_in_state(connection, notices, "never seen")
+    before = row(connection)
+    assert triggers_of(connection, "UPDATE notices SET title = 'new', tenant_id = tenant_id") == {}
+    assert row(connection) == before
+    assert triggers_of(connection, "UPDATE notices SET tenant_id = 'b'") == {"zz_payload_offload_move": 1}
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("after_copy", ["clear", "reference"])
+@pytest.mark.parametrize("move", MOVES)
+def test_a_row_never_seen_whose_payload_is_elsewhere_moves_with_its_pointer(
+    connection: psycopg.Connection, local_store_url: str, after_copy: str, move: str
+) -> None:
+    """What another program stored before install, under columns that are ours since."""
+    put_in_state(connection, make_notices(connection, local_store_url, after_copy=after_copy), "in_storage")
+    with connection.transaction():
+        connection.execute("SET LOCAL session_replication_role = replica")
+        connection.execute("UPDATE notices SET payload_storage_status = NULL")
+    before = row(connection)
+    assert before.has_pointer
+    if after_copy == "clear":
+        move = move.partition(", raw_payload")[0]
+    connection.execute(f"UPDATE notices SET {move}")  # noqa: S608 - the moves above
+    assert row(connection, 2 if move == "id = 2" else 1) == before
+
+
+@pytest.mark.parametrize("threshold_bytes", [0, THRESHOLD])
+@pytest.mark.parametrize("after_copy", ["clear", "reference"])
+def test_a_row_never_seen_without_payload_moves_and_takes_payloads_afterwards(
+    connection: psycopg.Connection, local_store_url: str, after_copy: str, threshold_bytes: int
+) -> None:
+    config = make_notices(connection, local_store_url, after_copy=after_copy, threshold_bytes=threshold_bytes)
+    insert_payloads(connection, config, [None])
+    connection.execute("UPDATE notices SET payload_storage_status = NULL")
+    connection.execute("UPDATE notices SET tenant_id = 'b'")
+    assert row(connection) == Row(None, None, None, None, None, is_dated=False)
+    connection.execute("UPDATE notices SET tenant_id = 'c', raw_payload = %s", [LARGE])
+    assert row(connection) == Row("pending_move", LARGE, None, None, len(LARGE), is_dated=False)
+
+
+@pytest.mark.both_servers
+def test_a_row_never_seen_may_move_as_the_writer_stores_its_payload(
+    connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    put_in_state(connection, notices, "never seen")
+    connection.execute(f"UPDATE notices SET tenant_id = 'b', raw_payload = NULL, {POINTER}")  # noqa: S608
+    assert row(connection) == Row("in_storage", None, "acme/notices/1/k", "abcd", 5, is_dated=True)
+
+
+@pytest.mark.both_servers
+def test_a_row_never_seen_that_cannot_be_printed_can_be_moved_and_is_queued(
+    connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    """The application's statement must not fail where it did not without us; the copy records why it cannot."""
+    payload = json.dumps({"key": secrets.token_hex(10_000)})
+    put_in_state(connection, notices, "never seen", payload)
+    lose_a_toast_chunk(connection)
+    with pytest.raises(errors.DataCorrupted):
+        row(connection)
+    connection.execute("UPDATE notices SET tenant_id = 'b'")
+    assert statuses(connection, notices) == {1: "pending_move"}
 
 
 # In storage

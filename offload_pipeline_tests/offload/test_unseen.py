@@ -111,6 +111,42 @@ def test_a_finished_scan_is_not_begun_again_unless_asked_for(old_table: OldTable
     assert old_table.pipeline.copy(old_table.partition(), "run", unseen=True, resume=False).rows_copied == 1
 
 
+@pytest.mark.both_servers
+@pytest.mark.parametrize(("move", "sign", "tenant"), [("tenant_id = 'globex'", 1, "globex"), ("id = -id", -1, "acme")])
+def test_a_row_that_moves_to_where_the_scan_has_been_is_offloaded_all_the_same(
+    old_table: OldTable, move: str, sign: int, tenant: str
+) -> None:
+    """To a tenant whose scan is complete, or a key behind the checkpoint: one large, one small, one without payload."""
+    old_table.fill(2, "globex")
+    payloads = [*(large_payload(3000, seed) for seed in range(20)), SMALL, None]
+    moved = insert_payloads(old_table.connection, old_table.config, payloads)[-3:]
+    hashes = row_hashes(old_table.connection, old_table.config)
+    expected = {sign * key if key in moved else key: sha256 for key, sha256 in hashes.items()}
+    install(old_table.pipeline)
+    old_table.pipeline.drain(old_table.partition("globex"), "run", unseen=True)
+    assert old_table.checkpoint("globex")[1]
+
+    class Moving(CountingStore):
+        def put(self, key: str, data: bytes) -> None:
+            if not self.puts:
+                statement = f"UPDATE notices SET {move} WHERE id = ANY(%s)"  # noqa: S608 - the moves above
+                old_table.connection.execute(statement, [moved])
+            super().put(key, data)
+
+    store = Moving(old_table.pipeline.store)
+    pipeline = Pipeline(old_table.pipeline.config, old_table.pipeline.database, store)
+    pipeline.drain(old_table.partition(), "run", unseen=True, batch_rows=2)
+    assert old_table.checkpoint()[1]
+    pipeline.drain(old_table.partition(tenant), "again", unseen=True)
+    found = statuses(old_table.connection, old_table.config)
+    assert [found[sign * key] for key in moved] == ["in_storage", "inline", None]
+    (of_tenant,) = old_table.connection.execute(
+        "SELECT raw_object_key LIKE tenant_id || '/%%' FROM notices WHERE id = %s", [sign * moved[0]]
+    ).fetchone() or (None,)
+    assert of_tenant, "copied as the row of its new tenant"
+    assert_invariant(old_table.connection, pipeline.store, old_table.config, expected)
+
+
 def test_an_interrupted_scan_goes_on_behind_its_checkpoint_and_stores_nothing_twice(old_table: OldTable) -> None:
     keys = old_table.fill(20)
     install(old_table.pipeline)

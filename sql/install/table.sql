@@ -21,6 +21,33 @@ BEGIN
     END IF;
 
     IF TG_OP = 'UPDATE' THEN
+        -- Never seen, and moved, maybe to where a scan has been already: no other would come to it, so it is measured
+        -- here. One without payload, or with a reference and its pointer, stays as it is. What cannot be printed can be
+        -- moved all the same, and is queued: the copy records why it fails.
+        IF OLD.{status} IS NULL AND TG_NAME = {move_trigger} THEN
+            IF is_placeholder THEN
+                RETURN NEW;
+            END IF;
+            NEW.{status} := 'inline';
+            NEW.{size} := NULL;
+            NEW.{object_key} := NULL;
+            NEW.{hash} := NULL;
+            NEW.{stored_at} := NULL;
+            IF {is_large} THEN
+                BEGIN
+                    NEW.{size} := pg_catalog.octet_length(NEW.{payload}::text);
+                    IF NEW.{size} > {threshold} OR {threshold} = 0 THEN
+                        NEW.{status} := 'pending_move';
+                    ELSE
+                        NEW.{size} := NULL;
+                    END IF;
+                EXCEPTION WHEN program_limit_exceeded OR data_corrupted OR internal_error THEN
+                    NEW.{status} := 'pending_move';
+                    NEW.{size} := pg_catalog.pg_column_size(NEW.{payload});
+                END;
+            END IF;
+            RETURN NEW;
+        END IF;
         -- The release: the pointer stays as it was, the payload makes way for a placeholder.
         IF OLD.{status} = 'copied' AND NEW.{status} = 'in_storage' AND is_placeholder
             AND NEW.{object_key} = OLD.{object_key} AND NEW.{hash} = OLD.{hash} AND NEW.{size} = OLD.{size}
@@ -51,8 +78,14 @@ BEGIN
         END IF;
         IF NEW.{object_key} IS NOT DISTINCT FROM OLD.{object_key} THEN
             -- Written again with the same content, as an ORM does that saves whole rows. A copy that moves to another
-            -- tenant or key is made again: the gate there may have passed its stored_at without ever seeing it.
-            IF NEW.{payload}::text = OLD.{payload}::text AND NOT (OLD.{status} = 'copied' AND {is_moved}) THEN
+            -- tenant or key is made again: the gate there may have passed its stored_at without ever seeing it. A row
+            -- never seen that moves has been measured by the move's own trigger.
+            IF NEW.{payload}::text = OLD.{payload}::text
+                AND NOT (OLD.{status} IS NOT DISTINCT FROM 'copied' AND {is_moved})
+            THEN
+                IF OLD.{status} IS NULL AND {is_moved} AND NOT is_placeholder THEN
+                    RETURN NEW;
+                END IF;
                 NEW.{status} := OLD.{status};
                 NEW.{size} := OLD.{size};
                 NEW.{hash} := OLD.{hash};
@@ -196,9 +229,10 @@ WHEN (
 EXECUTE FUNCTION {function}()
 
 -- name: move_trigger
--- SHARE ROW EXCLUSIVE for an instant. A copied row that changes tenant or key is copied and verified anew.
+-- SHARE ROW EXCLUSIVE for an instant. A copied row that changes tenant or key is copied and verified anew, one never seen
+-- is measured. IS NOT FALSE lets NULL in, and names the column once: every UPDATE compiles it.
 CREATE OR REPLACE TRIGGER {trigger} BEFORE UPDATE ON {relation} FOR EACH ROW
-WHEN (OLD.{status} = 'copied' AND {is_moved})
+WHEN ((OLD.{status} = 'copied') IS NOT FALSE AND {is_moved})
 EXECUTE FUNCTION {function}()
 
 -- name: comment_on_trigger
