@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from offload_pipeline.offload.claims import Partition
     from offload_pipeline.offload.copier import CopyResult
     from offload_pipeline.offload.release import ReleaseResult
-    from offload_pipeline.verification.verifier import Damage, VerificationResult
+    from offload_pipeline.verification.damage import Damage
+    from offload_pipeline.verification.verifier import VerificationResult
 
 # A store that is down leaves thousands of questions unanswered; the failures table has them all.
 LISTED_ROWS = 50

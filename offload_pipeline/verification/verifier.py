@@ -12,7 +12,7 @@ from psycopg import Connection
 from offload_pipeline.database.connection import Database, database_failures, transaction
 from offload_pipeline.database.statements import statement
 from offload_pipeline.database.table import Key
-from offload_pipeline.errors import ObjectDamagedError, OffloadError, StoreDeniedError, TransientError
+from offload_pipeline.errors import ObjectDamagedError, OffloadError, StoreDeniedError
 from offload_pipeline.offload.claims import Partition, require_same_store
 from offload_pipeline.offload.deletions import announced, not_yet
 from offload_pipeline.offload.progress import Progress, no_progress
@@ -155,7 +155,7 @@ class _Verifier:
     def _check(self, page: list[NamedObject], check: Check) -> None:
         """Looks at each object in threads; keeps what is wrong, after looking whether the row still names it."""
         wrong: list[Damage] = []
-        known = self._known_damage.of(page)
+        known = self._known_damage.of(page) if check is check_whole else []
         for named, outcome in zip(
             page, self._threads.map(lambda named: _outcome(self._store, named, check), page), strict=True
         ):
@@ -166,12 +166,13 @@ class _Verifier:
             elif check is check_whole:
                 self._result.rows_read += 1
                 self._result.payload_bytes_read += outcome
-        if check is check_whole:
-            wrong += self._differing_from_rows(page)
+        # Only a whole look at the object that the row still names closes what an earlier look has found.
+        read = self._still_named(page) if check is check_whole else []
+        wrong += _differing(read)
         wrong += self._perhaps_deleted(page)
         self._sort_out(wrong)
-        unsound = self._unsound.union(damage.named.key for damage in wrong)
-        self._known_damage.resolve([line for line in known if line.key not in unsound])
+        sound = {named.key for named, _, _ in read} - {damage.named.key for damage in wrong} - self._unsound
+        self._known_damage.resolve([one for one in known if one.key in sound])
         self._progress(len(page), 0)
 
     def _perhaps_deleted(self, page: list[NamedObject]) -> list[Damage]:
@@ -180,12 +181,6 @@ class _Verifier:
         with transaction(self._connection):
             perhaps = announced(self._connection, self._partition.table.schema, keys)
         return [Damage(named, not_yet(named.object_key)) for named in page if named.object_key in perhaps]
-
-    def _differing_from_rows(self, page: list[NamedObject]) -> Iterable[Damage]:
-        """Rows that still hold the payload must hash, in PostgreSQL, to what was stored."""
-        for named, status, row_hash in self._still_named(page):
-            if status == "copied" and row_hash != named.sha256:
-                yield Damage(named, ObjectDamagedError(f"the row's payload does not hash to {named.sha256}"))
 
     def _still_named(self, page: list[NamedObject]) -> list[tuple[NamedObject, str, str | None]]:
         table = self._partition.table
@@ -203,15 +198,12 @@ class _Verifier:
         named_still = (
             {named.key for named, _, _ in self._still_named([damage.named for damage in wrong])} if wrong else set()
         )
-        seen = self._unsound
-        found: list[Damage] = []
+        seen, found = self._unsound, []
         for damage in wrong:
             if damage.named.key in named_still and damage.named.key not in seen:
-                found.append(damage)
+                (self._result.damaged if damage.is_certain else self._result.unanswered).append(damage)
                 seen.add(damage.named.key)
-        for damage in found:
-            is_transient = isinstance(damage.error, TransientError)
-            (self._result.unanswered if is_transient else self._result.damaged).append(damage)
+                found.append(damage)
         self._known_damage.record(found)
 
     def _conclude(self) -> None:
@@ -242,6 +234,13 @@ class _Verifier:
         mark, verified_through, store_url, self._has_moves_by_hand = found
         require_same_store(self._partition, store_url, self._store.url)
         return mark, verified_through
+
+
+def _differing(read: Iterable[tuple[NamedObject, str, str | None]]) -> Iterator[Damage]:
+    """Rows that still hold the payload must hash, in PostgreSQL, to what was stored."""
+    for named, status, row_hash in read:
+        if status == "copied" and row_hash != named.sha256:
+            yield Damage(named, ObjectDamagedError(f"the row's payload does not hash to {named.sha256}"))
 
 
 def _outcome(store: ObjectStore, named: NamedObject, check: Check) -> int | OffloadError:

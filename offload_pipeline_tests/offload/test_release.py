@@ -11,6 +11,7 @@ import pytest
 from offload_pipeline.offload import release as release_module
 from offload_pipeline.offload.failures import count_open
 from offload_pipeline_tests.factories import large_payload, row_hashes
+from offload_pipeline_tests.offload.explaining import ExplainingDatabase
 from offload_pipeline_tests.offload.installation import Installation, installed
 from offload_pipeline_tests.offload.stores import CountingStore
 from offload_pipeline_tests.servers import wait_until
@@ -287,3 +288,70 @@ def test_one_row_can_be_released_alone(database_url: str, local_store_url: str) 
         assert released.rows_released == 1
         assert notices.statuses() == {first: "copied", second: "in_storage"}
         notices.assert_invariant()
+
+
+def fail_verification(notices: Installation, key: Any, *, tenant: str = "acme", table: str = "notices") -> None:
+    """An open line, as a pass writes it that finds the row's object damaged."""
+    notices.connection.execute(
+        "INSERT INTO payload_offload_failures (tenant_id, table_name, primary_key, stage, error_class, message)"
+        " VALUES (%s, %s, %s, 'verify', 'ObjectMissingError', 'lost')",
+        (tenant, table, str(key)),
+    )
+
+
+@pytest.mark.parametrize("page_rows", [2, 200])
+def test_rows_known_to_be_damaged_are_passed_over_on_any_page(
+    notices: Installation, monkeypatch: pytest.MonkeyPatch, page_rows: int
+) -> None:
+    monkeypatch.setattr(release_module, "PAGE_ROWS", page_rows)
+    keys = notices.insert([PAYLOAD] * 7)
+    notices.copy()
+    notices.verify()
+    for key in (keys[0], keys[2], keys[3]):
+        fail_verification(notices, key)
+    released = notices.release()
+    assert released == release_module.ReleaseResult(rows_released=4, payload_bytes=4 * len(PAYLOAD))
+    assert {key for key, status in notices.statuses().items() if status == "copied"} == {keys[0], keys[2], keys[3]}
+    alone = notices.pipeline.release(notices.partition(), "run", key=(str(keys[0]),))
+    assert alone == release_module.ReleaseResult(), "nor by its key"
+    notices.assert_invariant()
+    assert notices.drain().released.rows_released == 3, "once they were looked at again"
+    notices.assert_invariant()
+
+
+def test_damage_of_another_row_or_of_the_past_holds_nothing_back(notices: Installation) -> None:
+    key, other = notices.insert([PAYLOAD] * 2)
+    notices.copy()
+    notices.verify()
+    fail_verification(notices, key, tenant="globex")
+    fail_verification(notices, key, table="letters")
+    fail_verification(notices, other)
+    notices.connection.execute(
+        "UPDATE payload_offload_failures SET resolved_at = now() WHERE primary_key = %s", [str(other)]
+    )
+    assert notices.release().rows_released == 2
+    notices.assert_invariant()
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("is_known", [True, False])
+def test_known_damage_is_looked_up_row_by_row_however_much_there_is(notices: Installation, is_known: bool) -> None:
+    """Whatever the planner knows of the failures: nothing of the last hour, or the truth."""
+    notices.execute("ALTER TABLE {table} SET (autovacuum_enabled = false)")
+    notices.connection.execute("ALTER TABLE payload_offload_failures SET (autovacuum_enabled = false)")
+    notices.insert([PAYLOAD] * 50)
+    notices.copy()
+    notices.verify()
+    notices.connection.execute("VACUUM (ANALYZE) payload_offload_failures")
+    notices.connection.execute(
+        "INSERT INTO payload_offload_failures (tenant_id, table_name, primary_key, stage, error_class, message)"
+        " SELECT 'acme', 'notices', n, 'verify', 'ObjectMissingError', 'lost' FROM generate_series(26, 5000) AS n"
+    )
+    if is_known:
+        notices.connection.execute("VACUUM (ANALYZE) payload_offload_failures")
+    database = ExplainingDatabase(notices.database_url, "public", '"notices"')
+    watched = replace(notices, pipeline=replace(notices.pipeline, database=database))
+    assert watched.release().rows_released == 25
+    for one in database.explained:
+        assert one.most_rows("payload_offload_failures") <= 100, f"{one.statement}\n{one.plan}"
+    assert any(one.scans("payload_offload_failures") for one in database.explained)

@@ -91,7 +91,7 @@ ORDER BY p.position
 
 -- name: is_releasable
 -- A condition on `t` and its partition's state `s`: verification has passed the row, in the store that is configured, and
--- nothing else speaks against freeing it. Locks: none. Index: <table>_offload_copied.
+-- nothing else speaks against freeing it. Locks: none. Index: <table>_offload_copied, and the failures' primary key.
 t.{status} = 'copied'
     AND s.store_url = %(store_url)s
     AND {is_tenant}
@@ -101,6 +101,19 @@ t.{status} = 'copied'
     AND {after_position}
     AND {is_chosen}
     AND {is_due_for_release}
+    -- A pass that missed this row may have moved the mark. What another found of it is known here alone, as long as the
+    -- row could not be queued again: the application held it, or the table refuses it.
+    AND NOT EXISTS (
+        SELECT
+        FROM {failures} AS f
+        WHERE f.table_name = %(table)s
+            AND f.tenant_id = {tenant_text}
+            AND f.primary_key = {key_text}
+            AND f.stage = 'verify'
+            AND f.resolved_at IS NULL
+        -- Looked up for each row: as a join, it would go through the tenant's other failures for each.
+        OFFSET 0
+    )
     AND {is_watched}
 
 -- name: is_watched

@@ -97,3 +97,38 @@ SET
     updated_at = clock_timestamp()
 WHERE tenant_id = %(tenant)s
     AND table_name = %(table)s
+
+-- name: open_damage
+-- The open `verify` failures of these rows. Locks: none. Index: the primary key.
+SELECT
+    primary_key,
+    last_failed_at
+FROM {failures}
+WHERE table_name = %(table)s
+    AND tenant_id = %(tenant)s
+    AND primary_key = ANY(%(primary_keys)s::text[])
+    AND stage = 'verify'
+    AND resolved_at IS NULL
+
+-- name: resolve_damage
+-- Closes these failures, unless a pass found the same row damaged since they were read. Locks: the lines.
+-- Index: the primary key.
+UPDATE {failures} AS f
+SET resolved_at = clock_timestamp()
+FROM unnest(%(primary_keys)s::text[], %(moments)s::timestamptz[]) AS s (primary_key, last_failed_at)
+WHERE f.table_name = %(table)s
+    AND f.tenant_id = %(tenant)s
+    AND f.primary_key = s.primary_key
+    AND f.stage = 'verify'
+    AND f.last_failed_at = s.last_failed_at
+    AND f.resolved_at IS NULL
+
+-- name: note_refusal
+-- Says in a row's failure why its copy is not made again. Locks: the line. Index: the primary key.
+UPDATE {failures}
+SET message = left(message || %(note)s, %(characters)s)
+WHERE table_name = %(table)s
+    AND tenant_id = %(tenant)s
+    AND primary_key = %(primary_key)s
+    AND stage = 'verify'
+    AND resolved_at IS NULL
