@@ -73,7 +73,12 @@ def _measured(size: Size, peer: str, found: Mapping[str, list[Run]], parts: Mapp
     return Measured(
         measure=f"{size}, S3: against {peer}",
         value=median(runs), unit="times", bar=_BARS.get(peer, size.bar), is_at_most=False, runs=tuple(runs),
-        detail=f"{parts[OURS]:.2f} ms a row against {parts[peer]:.2f}"
-        + (f"; our CPU a row in ms: {said_cpu(median_cpu(found[OURS]))}" if peer == LOOP else ""),
+        detail=f"{parts[OURS]:.2f} ms a row against {parts[peer]:.2f}" + (_cpu(found) if peer == LOOP else ""),
         parts={OURS: parts[OURS], peer: parts[peer]},
     )  # fmt: skip
+
+
+def _cpu(found: Mapping[str, list[Run]]) -> str:
+    ours, loop = median_cpu(found[OURS]), median_cpu(found[LOOP])
+    sums = f"{sum(ours.values()):.2f} against {sum(loop.values()):.2f}"
+    return f"; CPU a row in ms: {sums}, ours {said_cpu(ours)}, the loop's {said_cpu(loop)}"
