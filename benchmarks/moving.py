@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
+import psutil  # type: ignore[import-untyped]  # has no type information
 from psycopg import Connection
 
 from benchmarks import peers
@@ -26,16 +27,23 @@ Peer = Callable[[str, SeaweedFS, str], Callable[[], None]]
 
 @dataclass(frozen=True)
 class Run:
-    """Wall time, and the CPU time of each process that took part, of a run over so many rows."""
+    """Wall time, the CPU time of each process that took part, and what all cores idled, of a run over so many rows."""
 
     rows: int
     seconds: float
     cpu_seconds: dict[str, float]
+    idle_seconds: float
 
     @property
     def milliseconds_per_row(self) -> float:
         """Wall time."""
         return self.seconds / self.rows * 1e3
+
+    @property
+    def undisturbed_milliseconds_per_row(self) -> float:
+        """Wall time without what other processes took of the cores: what was spent on this, or on nothing."""
+        spent = sum(self.cpu_seconds.values()) + self.idle_seconds
+        return float(spent / psutil.cpu_count() / self.rows * 1e3)
 
     @property
     def cpu_milliseconds_per_row(self) -> dict[str, float]:
@@ -124,12 +132,18 @@ def drain(servers: Servers, connection: Connection, pipeline: Pipeline, rows: in
 
 def timed(servers: Servers, rows: int, work: Callable[[], None]) -> Run:
     """Wall and CPU time of the work."""
-    before = servers.cpu_seconds()
+    before, idle_before = servers.cpu_seconds(), idle_seconds()
     begun = time.perf_counter()
     work()
     seconds = time.perf_counter() - begun
-    after = servers.cpu_seconds()
-    return Run(rows, seconds, {name: after[name] - before[name] for name in after})
+    idle, after = idle_seconds() - idle_before, servers.cpu_seconds()
+    return Run(rows, seconds, {name: after[name] - before[name] for name in after}, idle)
+
+
+def idle_seconds() -> float:
+    """What all cores together have idled since the machine's start, waiting for disks included."""
+    found = psutil.cpu_times()
+    return float(found.idle + getattr(found, "iowait", 0.0))
 
 
 def settle(connection: Connection, table: str) -> None:

@@ -14,7 +14,7 @@ from itertools import cycle, islice
 from psycopg import Connection
 
 from benchmarks.cores import are_few, bind, cores
-from benchmarks.moving import Run, median_cpu, said_cpu, settle
+from benchmarks.moving import Run, idle_seconds, median_cpu, said_cpu, settle
 from benchmarks.payloads import payloads
 from benchmarks.results import Measured, alternating, median, ratios
 from benchmarks.servers import Servers
@@ -90,16 +90,16 @@ class _Measurement:
 
     def _timed(self, workers: Sequence[Worker]) -> tuple[Run, list[Drained]]:
         """With the CPU time of all of them, and of the servers, but not of this process, which only waits."""
-        before = self._servers.cpu_seconds()
+        before, idle_before = self._servers.cpu_seconds(), idle_seconds()
         begun = time.perf_counter()
         for worker in workers:
             worker.begin()
         drained = [worker.result() for worker in workers]
         seconds = time.perf_counter() - begun
-        after = self._servers.cpu_seconds()
+        idle, after = idle_seconds() - idle_before, self._servers.cpu_seconds()
         cpu = {server: after[server] - before[server] for server in ("postgres", "store")}
         cpu["workers"] = sum(one.cpu_seconds for one in drained)
-        return Run(len(workers) * ROWS_OF_A_TENANT, seconds, cpu), drained
+        return Run(len(workers) * ROWS_OF_A_TENANT, seconds, cpu, idle), drained
 
 
 def _processes(servers: Servers) -> list[int]:
