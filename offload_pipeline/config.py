@@ -509,11 +509,25 @@ _EXPLAINED = {
         "may hold letters, digits, _ . and - only, 50 at most, and starts with a letter or digit; rename it",
     **dict.fromkeys(
         ("int_type", "int_parsing", "int_from_float"),
-        "is not a whole number; write digits alone, such as 102400 for 100 kB",
+        "is not a whole number; write digits alone",
     ),
     **dict.fromkeys(("float_type", "float_parsing"), "is not a number; write digits alone"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "is neither true nor false; write one of them"),
 }  # fmt: skip
+
+
+def _unknown_key(keys: tuple[int | str, ...]) -> str:
+    *path, key = keys
+    sections = [section for section in Config.model_fields if not path and key in _keys_of(section)]
+    if meant := [f"{'tables[0]' if section == 'tables' else section}.{key}" for section in sections]:
+        return f"unknown key; did you mean {' or '.join(meant)}?"
+    known = _keys_of(next((str(key) for key in reversed(path) if isinstance(key, str)), ""))
+    near = difflib.get_close_matches(str(key), known, 1)
+    return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; use one of {', '.join(known)}"
+
+
+def _keys_of(section: str) -> list[str]:
+    return [field.alias or name for name, field in _MODELS.get(section, Config).model_fields.items()]
 
 
 def _explain(error: dict[str, Any]) -> str:
@@ -521,11 +535,7 @@ def _explain(error: dict[str, Any]) -> str:
     context = error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            section = next((str(key) for key in reversed(error["loc"][:-1]) if isinstance(key, str)), "")
-            model = _MODELS.get(section, Config)
-            known = [field.alias or name for name, field in model.model_fields.items()]
-            near = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
-            return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; use one of {', '.join(known)}"
+            return _unknown_key(error["loc"])
         case "literal_error":
             return f"is not known; use one of {context['expected'].replace(chr(39), '')}"
         case "value_error":
@@ -537,6 +547,7 @@ def _explain(error: dict[str, Any]) -> str:
             limit = "0s" if limit == "datetime.timedelta(0)" else limit
             return f"is too {'small' if is_lower else 'large'}; write {limit} or {'more' if is_lower else 'less'}"
         case kind if kind in _EXPLAINED:
-            return _EXPLAINED[kind]
+            is_size = kind.startswith("int_") and str(error["loc"][-1]).endswith("_bytes")
+            return _EXPLAINED[kind] + (", such as 102400 for 100 kB" if is_size else "")
         case _:
             return f"{error['msg'][0].lower()}{error['msg'][1:]}; correct the value"

@@ -38,11 +38,15 @@ Steps = Callable[[str, int | None], Progress]
 
 @dataclass(frozen=True)
 class DrainResult:
-    """The three steps of one partition; `released` is empty where verification did not pass."""
+    """The three steps of one partition; `released` is empty where verification did not pass.
+
+    `scan_is_complete` is False where a scan of never-seen rows has left some that only a later one finds.
+    """
 
     copied: CopyResult
     verified: VerificationResult
     released: ReleaseResult
+    scan_is_complete: bool = True
 
     @property
     def is_sound(self) -> bool:
@@ -166,7 +170,9 @@ class Pipeline:
     ) -> CopyResult:  # fmt: skip
         """Copies what `batches` claims, with the configured options, until the store as a whole fails."""
         sources = self.batches(partition, batch_rows=batch_rows, unseen=unseen, resume=resume)
-        pressure = self.pressure(partition.table, announce)
+        return self._copy(sources, run_id, progress, self.pressure(partition.table, announce))
+
+    def _copy(self, sources: Sequence[Batches], run_id: str, progress: Progress, pressure: BackPressure) -> CopyResult:
         return copy_all(sources, self.store, CopyOptions.of(self.config.offload), run_id, progress, pressure)
 
     def verify(
@@ -239,15 +245,15 @@ class Pipeline:
         resume: bool = True, steps: Steps = lambda _name, _rows: no_progress, announce: Announce = announce_nothing,
     ) -> DrainResult:  # fmt: skip
         """Copy, verify, release, in this order; nothing new is freed unless verification passes."""
-        copied = self.copy(
-            partition, run_id, batch_rows=batch_rows, unseen=unseen, resume=resume,
-            progress=steps("copying", None), announce=announce,
-        )  # fmt: skip
+        sources = self.batches(partition, batch_rows=batch_rows, unseen=unseen, resume=resume)
+        copied = self._copy(sources, run_id, steps("copying", None), self.pressure(partition.table, announce))
+        is_complete = all(one.is_complete for one in sources if isinstance(one, UnseenBatches))
         verified = self.verify(partition, run_id, progress=steps("verifying", copied.rows_copied))
         if not verified.passed:
-            return DrainResult(copied, verified, ReleaseResult())
+            return DrainResult(copied, verified, ReleaseResult(), is_complete)
         progress = steps("releasing", verified.rows_checked)
-        return DrainResult(copied, verified, self.release(partition, run_id, progress=progress, announce=announce))
+        released = self.release(partition, run_id, progress=progress, announce=announce)
+        return DrainResult(copied, verified, released, is_complete)
 
 
 def open_pipeline(config: Config | None = None) -> Pipeline:

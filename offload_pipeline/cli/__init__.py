@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from offload_pipeline.cli import demo, doctor, install, offload, plan, read, restore, retention, status, verification
-from offload_pipeline.cli.exit_codes import DONE, Ending, ending_of, refuse_what_is_not_utf8
+from offload_pipeline.cli.exit_codes import DONE, Ending, ending_of, refuse_what_is_not_utf8, terminable
 from offload_pipeline.cli.output import Output
 
 # In the order of the help text.
@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     try:
         try:
-            return _run(given)
+            with terminable():
+                return _run(given)
         except (Exception, KeyboardInterrupt) as error:
             ending = ending_of(error, given)
             if ending is None:

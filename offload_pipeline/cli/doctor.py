@@ -134,11 +134,12 @@ def _table(connection: "Connection", config: "TableConfig", schema: str, whole: 
     yield _row_security(connection, table, name)
     column = config.tenant.column
     if column and not table.columns[column].not_null:
+        relation, named = (table.names()[of].as_string(connection) for of in ("relation", "tenant_column"))
         yield Check(
             f"{name}, tenant",
             "warning",
             f"{column} may be NULL, and such rows belong to no partition",
-            f"ALTER COLUMN {column} SET NOT NULL",
+            f"ALTER TABLE {relation} ALTER COLUMN {named} SET NOT NULL",
         )
 
 

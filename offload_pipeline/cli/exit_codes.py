@@ -1,7 +1,11 @@
 """How a command ends: its exit code, and the one line that says why. None of them ever holds a secret."""
 
-from collections.abc import Sequence
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 
 import typer
 
@@ -11,6 +15,11 @@ DONE = 0
 UNSOUND = 1
 MISTAKE = 2
 INTERRUPTED = 130
+TERMINATED = 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as systemd and Kubernetes send it; whatever ends in order at a Ctrl-C does so at this."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,8 @@ class Ending:
 def ending_of(error: BaseException, arguments: Sequence[str]) -> Ending | None:
     """The ending that this exception stands for; None for a bug."""
     name = type(error).__name__
+    if isinstance(error, Terminated):
+        return Ending(TERMINATED, name, "terminated; nothing is lost, run it again")
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Ending(INTERRUPTED, name, "interrupted; nothing is lost, run it again")
     if isinstance(error, typer.TyperException):
@@ -33,6 +44,26 @@ def ending_of(error: BaseException, arguments: Sequence[str]) -> Ending | None:
         is_mistake = isinstance(error, UserError | StoreDeniedError)
         return Ending(MISTAKE if is_mistake else UNSOUND, name, one_line(str(error)))
     return _of_the_database(error)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, the first SIGTERM raises Terminated, where nobody else handles it; child processes begin without this."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    # `timeout` sends two, and the second must not disturb the orderly end. SIG_IGN would be inherited.
+    signal.signal(number, lambda *_: None)
+    raise Terminated
 
 
 def refuse_what_is_not_utf8(arguments: Sequence[str]) -> None:
@@ -59,7 +90,8 @@ def _usage(error: typer.TyperException, arguments: Sequence[str]) -> str:
     else:
         what, _, near = error.format_message().partition(". Did you mean ")
         what = what[0].lower() + what[1:].rstrip(".") + (f" (did you mean {near})" if near else "")
-    return one_line(f"{what}; see {path} --help")
+    # Typer has Pydantic check a choice, and passes its words on.
+    return one_line(f"{what.replace('Value error, ', '')}; see {path} --help")
 
 
 def _of_the_database(error: BaseException) -> Ending | None:

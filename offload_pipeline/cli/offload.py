@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Each row of a batch is an entry in the server's one shared lock table: the bound of offload.batch_rows.
 LARGEST_BATCH_ROWS = 1000
+PASSED_OVER = "rows were with another worker, held by the application or refused: run it again, to scan them"
 
 
 def register(app: typer.Typer) -> None:
@@ -155,15 +156,18 @@ def _drain(
             steps=watch.step, announce=watch.paused,
         )  # fmt: skip
         lines = (copied_line(result.copied), verified_line(result.verified), released_line(result.released))
+        # What has stopped a scan is said already.
+        passed_over = [] if result.scan_is_complete or result.copied.stopped_by else [PASSED_OVER]
         return Outcome(
             is_sound=result.is_sound,
             line="; ".join(lines),
-            details=problems(result.verified, partition),
+            details=[*problems(result.verified, partition), *passed_over],
             document={
                 "copied": copied_document(result.copied),
                 "verified": verified_document(result.verified, partition),
                 "released": released_document(result.released),
             }
+            | ({"scan_complete": result.scan_is_complete} if unseen else {})
             | lifted,
             stopped_by=result.copied.stopped_by,
         )

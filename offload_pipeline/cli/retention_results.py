@@ -64,11 +64,12 @@ def garbage_lines(result: "GarbageResult", *, delete: bool) -> Iterator[tuple[st
         if table.stopped:
             yield f"{name}: {'NOT TOUCHED' if delete else 'would not be touched'}: {table.stopped}", True
     if result.foreign:
-        yield f"foreign: {result.foreign:,} objects ({format_bytes(result.foreign_bytes)}), never touched", False
+        yield f"foreign: {_objects(result.foreign)} ({format_bytes(result.foreign_bytes)}), never touched", False
     if result.leftovers:
         done = f", deleted {result.leftovers_deleted:,}" if delete else ""
         size = format_bytes(result.leftover_bytes)
-        yield f"left by killed processes: {result.leftovers:,} files ({size}){done}", False
+        files = "1 file" if result.leftovers == 1 else f"{result.leftovers:,} files"
+        yield f"left by killed processes: {files} ({size}){done}", False
     if result.stopped_by:
         yield _stopped(result.stopped_by).removeprefix(", "), True
 
@@ -97,11 +98,11 @@ def erased_lines(result: "ErasureResult", tenant: str, *, delete: bool) -> Itera
             yield f"  payloads still in rows: {held}; delete them in the application, then run this again"
     listed = result.listed
     if not delete:
-        yield f"listed for deletion already: {listed.listed:,} objects"
+        yield f"listed for deletion already: {_objects(listed.listed)}"
         return
     total = listed.objects_deleted + sum(table.objects_deleted for table in result.tables.values())
     size = listed.object_bytes + sum(table.object_bytes_deleted for table in result.tables.values())
-    yield f"deleted {total:,} objects ({format_bytes(size)})" + _stopped(result.stopped_by)
+    yield f"deleted {_objects(total)} ({format_bytes(size)})" + _stopped(result.stopped_by)
 
 
 def erased_document(result: "ErasureResult") -> dict[str, Any]:
@@ -113,9 +114,13 @@ def erased_document(result: "ErasureResult") -> dict[str, Any]:
     }
 
 
+def _objects(count: int) -> str:
+    return f"{count:,} object" if count == 1 else f"{count:,} objects"
+
+
 def _found(table: "TableGarbage") -> str:
     return (
-        f"{table.objects:,} objects ({format_bytes(table.bytes)}): {table.named:,} named, {table.young:,} young, "
+        f"{_objects(table.objects)} ({format_bytes(table.bytes)}): {table.named:,} named, {table.young:,} young, "
         f"{table.expired:,} expired, {table.orphans:,} orphans ({format_bytes(table.orphan_bytes)})"
     )
 
@@ -129,7 +134,7 @@ def _deleted(table: "TableGarbage") -> str:
 def _to_erase(table: "TableErasure") -> str:
     return (
         f"{format_rows(table.rows_in_storage)} in storage, {table.rows_copied:,} copied "
-        f"({format_bytes(table.payload_bytes)}); {table.objects:,} objects ({format_bytes(table.object_bytes)}) "
+        f"({format_bytes(table.payload_bytes)}); {_objects(table.objects)} ({format_bytes(table.object_bytes)}) "
         "under its prefix"
     )
 

@@ -41,6 +41,12 @@ class UnseenBatches(Batches):
         self._has_gap = False
         self._checkpoint_lock = threading.Lock()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the end is reached with nothing passed over; else a later scan has something left to find."""
+        with self._checkpoint_lock:
+            return self._ended and not self._has_gap and not self._pages
+
     def claim(self, connection: Connection) -> Batch | None:
         """As `Batches.claim`."""
         with self._turn:

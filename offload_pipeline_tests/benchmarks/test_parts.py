@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]  # has no type information
 import pytest
 
 from benchmarks import growth, limit, sensor
@@ -64,6 +65,14 @@ def test_each_tenth_of_a_table_has_its_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_cpu_time_is_said_by_process_and_as_the_median_of_the_runs() -> None:
-    runs = [Run(1_000, 2.0, {"us": seconds, "store": 2 * seconds}) for seconds in (0.5, 0.1, 0.9)]
+    runs = [Run(1_000, 2.0, {"us": seconds, "store": 2 * seconds}, 0.0) for seconds in (0.5, 0.1, 0.9)]
     assert median_cpu(runs) == {"us": 0.5, "store": 1.0}
     assert said_cpu(median_cpu(runs)) == "0.50 us, 1.00 store"
+
+
+def test_what_other_processes_took_of_the_cores_is_left_out_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
+    alone = Run(1_000, 1.0, {"us": 1.0, "store": 0.6}, idle_seconds=0.4)
+    beside_others = Run(1_000, 3.0, {"us": 1.0, "store": 0.6}, idle_seconds=0.4)
+    assert alone.undisturbed_milliseconds_per_row == alone.milliseconds_per_row == 1.0
+    assert beside_others.undisturbed_milliseconds_per_row == 1.0

@@ -27,7 +27,10 @@ def test_a_sound_installation_has_only_ticks_and_warnings(offload: Command, noti
 def test_a_tenant_column_that_may_be_null_is_a_warning(offload: Command, notices: TableConfig) -> None:
     answer = offload("doctor", "--json")
     assert answer.document["sound"] is True
-    assert result(answer, "table notices, tenant") == ("warning", "ALTER COLUMN tenant_id SET NOT NULL")
+    assert result(answer, "table notices, tenant") == (
+        "warning",
+        'ALTER TABLE "public"."notices" ALTER COLUMN "tenant_id" SET NOT NULL',
+    )
 
 
 def test_what_is_not_installed_is_found(offload: Command, connection: psycopg.Connection) -> None:

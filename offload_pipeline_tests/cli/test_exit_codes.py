@@ -2,15 +2,17 @@
 
 import signal
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from offload_pipeline.cli.exit_codes import Terminated, terminable
 from offload_pipeline.config import TableConfig
 from offload_pipeline_tests.cli.command import REPOSITORY, SCRIPT, Command
-from offload_pipeline_tests.factories import insert_payloads, large_payload, make_table
+from offload_pipeline_tests.factories import insert_payloads, large_payload, make_table, statuses
 from offload_pipeline_tests.servers import wait_until
 
 HEAVY_MODULES = ("dagster", "pandas", "matplotlib", "psycopg", "obstore", "pydantic")
@@ -34,6 +36,10 @@ def test_help_loads_nothing_heavy() -> None:
         (["drain", "--table"], "option '--table' requires an argument; see offload drain --help"),
         (["backfill", "--table", "x"], "missing option '--tenant'; see offload backfill --help"),
         (["get", "x"], "missing argument 'KEY'; see offload get --help"),
+        (
+            ["backfill", "--null-after-upload", "no"],
+            "invalid value for '--null-after-upload': 'no' is not one of 'true', 'false'; see offload backfill --help",
+        ),
         ([], "missing command; see offload --help"),
     ],
 )
@@ -143,8 +149,11 @@ def test_a_reader_that_stops_reading_gets_no_traceback(offload: Command, connect
     assert process.returncode == 1
 
 
-def test_an_interrupted_drain_ends_soon_in_one_line_and_loses_nothing(
-    offload: Command, connection: psycopg.Connection, notices: TableConfig
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_an_interrupted_backfill_ends_soon_in_one_line_and_loses_nothing(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig, number: signal.Signals, code: int, said: str
 ) -> None:
     rows = 3000
     connection.execute(
@@ -160,11 +169,43 @@ def test_an_interrupted_drain_ends_soon_in_one_line_and_loses_nothing(
 
     with offload.start("backfill", "--table", "notices", "--tenant", "acme", "--batch-size", "1") as process:
         assert wait_until(lambda: copied() > 0, seconds=30)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stderr.decode() == "offload: interrupted; nothing is lost, run it again\n"
+    assert process.returncode == code
+    assert stderr.decode() == f"offload: {said}; nothing is lost, run it again\n"
     assert copied() < rows
+    stored = statuses(connection, notices).values()
+    assert list(stored).count("copied") == copied(), "what the log counts is what the rows say"
+
+
+@pytest.fixture
+def no_sigterm_handler() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("no_sigterm_handler")
+def test_a_second_sigterm_does_not_disturb_the_end_that_the_first_began() -> None:
+    with terminable():
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("no_sigterm_handler")
+def test_a_child_process_begins_without_the_handler() -> None:
+    with terminable(), subprocess.Popen(["sleep", "60"]) as child:
+        child.send_signal(signal.SIGTERM)
+    assert child.returncode == -signal.SIGTERM
+
+
+@pytest.mark.usefixtures("no_sigterm_handler")
+def test_another_handler_of_sigterm_is_left_alone() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with terminable():
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
 
 
 def test_the_interrupted_work_is_finished_by_the_next_run(

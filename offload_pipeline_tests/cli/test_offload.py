@@ -197,6 +197,32 @@ def test_backfill_takes_the_batch_size_it_is_given(
     assert [rows for (rows,) in batches] == [1, 2, 2]
 
 
+def test_a_backfill_that_passed_over_rows_of_another_worker_says_to_run_it_again(
+    offload: Command, connection: psycopg.Connection, notices: TableConfig
+) -> None:
+    connection.execute("ALTER TABLE notices DISABLE TRIGGER USER")
+    insert_payloads(connection, notices, PAYLOADS, payload_storage_status=None)
+    connection.execute("ALTER TABLE notices ENABLE TRIGGER USER")
+    pipeline = open_pipeline()
+    (partition,) = pipeline.partitions(connection, "notices", "acme")
+    (other, _) = pipeline.batches(partition, batch_rows=2, unseen=True)
+    arguments = ("backfill", "--table", "notices", "--tenant", "acme")
+    with connection.transaction():
+        assert other.claim(connection) is not None
+        answer = offload(*arguments)
+        assert (answer.code, answer.stderr) == (0, "")
+        assert answer.lines[0].startswith("notices, tenant 'acme': copied 3 rows (")
+        assert answer.lines[-1].endswith(
+            "rows were with another worker, held by the application or refused: run it again, to scan them"
+        )
+        assert offload(*arguments, "--json").document["partitions"][0]["scan_complete"] is False
+    (found,) = offload(*arguments, "--json").document["partitions"]
+    assert (found["copied"]["rows_copied"], found["scan_complete"]) == (2, True)
+    (line,) = offload(*arguments).lines
+    assert line.startswith("notices, tenant 'acme': copied 0 rows; ")
+    assert "scan_complete" not in offload("drain", "--tenant", "acme", "--json").document["partitions"][0]
+
+
 def test_a_dry_backfill_counts_forecasts_and_writes_nothing(
     offload: Command, connection: psycopg.Connection, notices: TableConfig, store_folder: Path
 ) -> None:

@@ -52,6 +52,11 @@ def test_gc_reports_what_it_would_delete_and_how_to_have_it_deleted(offload: Com
     assert orphan.exists()
 
 
+def test_gc_counts_one_foreign_object_as_one(offload: Command, stored: list[int], store_folder: Path) -> None:
+    (store_folder / "theirs.txt").write_text("not ours")
+    assert "foreign: 1 object (8 B), never touched" in offload("gc").lines
+
+
 def test_gc_deletes_when_told_to_and_says_so_in_numbers(
     offload: Command, connection: psycopg.Connection, orphan: Path
 ) -> None:
