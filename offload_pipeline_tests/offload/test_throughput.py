@@ -27,8 +27,8 @@ def test_a_backfill_has_not_become_half_as_fast(
 
     Seen when it was tried, as median of the rounds: with one store thread 0.83, with one batch in flight as well 0.79,
     with 20 ms of sleep before every read-back 0.86, all red; with every object read back twice 1.84, three times 1.48,
-    which is not yet half. With eight busy processes beside it 1.39 to 1.48. What does not pass at first is measured once
-    more, and then all rounds count.
+    which is not yet half. With eight busy processes beside it 1.39 to 1.48. What does not pass at first is measured
+    once more, and then all rounds count.
     """
     servers = Servers(database_url, seaweedfs, tmp_path)
     times: list[float] = []
