@@ -48,8 +48,8 @@ _CREATE = f"""
 """
 _CONFIG = {"name": TABLE, "relation": f"public.{TABLE}", "primary_key": ["id"], "payload": "payload",
            "tenant": {"column": "tenant_id"}, "created_at": "created_at", "threshold_bytes": 1_000}  # fmt: skip
-_FILL_PEER = f"INSERT INTO {peers.TABLE} (id, payload) SELECT id, payload FROM {TABLE} WHERE tenant_id = %s"  # noqa: S608
-_OLDER_THAN_THE_TRIGGER = f"SELECT count(*) FROM {TABLE} WHERE tenant_id = %s AND payload_storage_status IS NULL"  # noqa: S608
+_FILL_PEER = f"INSERT INTO {peers.TABLE} (id, payload) SELECT id, payload FROM {TABLE} WHERE tenant_id = %s"  # noqa: S608 - our own names
+_OLDER_THAN_THE_TRIGGER = f"SELECT count(*) FROM {TABLE} WHERE tenant_id = %s AND payload_storage_status IS NULL"  # noqa: S608 - our own names
 
 
 @dataclass(frozen=True)

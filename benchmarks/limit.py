@@ -160,7 +160,7 @@ def _said(parts: Mapping[str, float], stages: Sequence[str]) -> str:
 
 
 def _stages(servers: Servers, connection: Connection, size: Size, rows: int) -> _Stages:
-    texts = connection.execute(f"SELECT convert_to(payload::text, 'UTF8') FROM {SOURCE} ORDER BY id")  # noqa: S608
+    texts = connection.execute(f"SELECT convert_to(payload::text, 'UTF8') FROM {SOURCE} ORDER BY id")  # noqa: S608 - our own names
     kept = [payload for (payload,) in islice(texts, KEPT_BYTES // size.payload_bytes)]
     packed = [bytes(deflate.gzip_compress(payload, LIBDEFLATE_LEVEL)) for payload in kept]
     return _Stages(servers, connection, servers.store(), kept, packed, rows)

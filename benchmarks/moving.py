@@ -79,11 +79,11 @@ def move_by_peer(servers: Servers, connection: Connection, peer: Peer, rows: int
     prefix = f"peer-{next(_numbers)}"
     connection.execute(peers.CREATE)
     try:
-        fill = f"INSERT INTO {peers.TABLE} (id, payload) SELECT id, payload FROM {SOURCE} WHERE id <= %s"  # noqa: S608
+        fill = f"INSERT INTO {peers.TABLE} (id, payload) SELECT id, payload FROM {SOURCE} WHERE id <= %s"  # noqa: S608 - our own names
         connection.execute(fill, [rows])
         settle(connection, peers.TABLE)
         run = timed(servers, rows, peer(servers.database_url, servers.s3, prefix))
-        waiting = f"SELECT count(*) FROM {peers.TABLE} WHERE NOT done OR payload IS NOT NULL"  # noqa: S608
+        waiting = f"SELECT count(*) FROM {peers.TABLE} WHERE NOT done OR payload IS NOT NULL"  # noqa: S608 - our own names
         [(left,)] = connection.execute(waiting)
         if left:
             raise RuntimeError(f"{left} of {rows} rows were not moved")

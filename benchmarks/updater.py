@@ -75,9 +75,9 @@ def _update(database_url: str, table: str, tenant: str, rate: int) -> None:
     chance = Random(1)  # noqa: S311 - which rows
     texts = list(islice(payloads(PAYLOAD_BYTES), DIFFERENT_PAYLOADS))
     title = f"UPDATE {table} SET title = %s WHERE id = %s"  # noqa: S608 - our own names
-    whole = f"UPDATE {table} SET title = %s, payload = %s WHERE id = %s"  # noqa: S608
+    whole = f"UPDATE {table} SET title = %s, payload = %s WHERE id = %s"  # noqa: S608 - our own names
     with psycopg.connect(database_url, autocommit=True, prepare_threshold=0) as connection:
-        select_keys = f"SELECT id FROM {table} WHERE tenant_id = %s"  # noqa: S608
+        select_keys = f"SELECT id FROM {table} WHERE tenant_id = %s"  # noqa: S608 - our own names
         keys = [key for (key,) in connection.execute(select_keys, [tenant])]
         waits = watch_lock_waits(connection)
         seconds: list[float] = []

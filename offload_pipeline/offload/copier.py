@@ -17,13 +17,7 @@ from offload_pipeline.errors import (
     OffloadError,
     StoreDeniedError,
 )
-from offload_pipeline.offload.claims import (
-    Batch,
-    Batches,
-    BatchLimits,
-    ClaimedRow,
-    Piece,
-)
+from offload_pipeline.offload.claims import Batch, Batches, BatchLimits, ClaimedRow, Piece
 from offload_pipeline.offload.deletions import announced, not_yet
 from offload_pipeline.offload.failures import Failure, record_failures
 from offload_pipeline.offload.packing import Compression
@@ -160,7 +154,8 @@ class _Copier:
         claimed: set[Key] = set()
         for piece in batch.pieces:
             more, failed = self._store_rows(piece)
-            stored, failures = stored + more, failures + failed
+            stored += more
+            failures += failed
             claimed.update(row.key for row in piece.rows)
             claimed.update(key for key, _, _ in piece.unreadable)
         recorded, refused = self._record(connection, stored)

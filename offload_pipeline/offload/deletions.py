@@ -38,6 +38,8 @@ def withdraw(connection: Connection, schema: str, object_keys: Sequence[str]) ->
 
 def announced(connection: Connection, schema: str, object_keys: Sequence[str]) -> set[str]:
     """Those of these objects that a deletion on its way may still take."""
+    if not object_keys:
+        return set()
     rows = connection.execute(
         statement("offload/deletions", "announced", bookkeeping_names(schema)),
         {"object_keys": list(object_keys), "lingering": LINGERING},

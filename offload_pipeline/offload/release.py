@@ -149,15 +149,19 @@ class _Releaser:
         )
 
     def _confirm(self, connection: Connection, freed: _Freed) -> None:
-        """Before the commit: triggers may have rewritten the rows, or be older than the configuration."""
+        """Before the commit: triggers may have rewritten the rows, or be older than the configuration; and a
+        verification may have found them damaged since the statement began."""
         table = self._partition.table
         undone = connection.execute(
-            statement("offload/release", "not_freed", table.names() | {"placeholder": self._placeholder}),
-            table.key_parameters(freed.released),
-        ).fetchall()
+            statement(
+                "offload/release", "not_freed",
+                table.names() | {"placeholder": self._placeholder, "is_known_damaged": _is_known_damaged(table)},
+            ),
+            {**self._partition.parameters(), **table.key_parameters(freed.released)},
+        ).fetchall()  # fmt: skip
         if undone:
             raise ReleaseUndoneError(
-                "a trigger of the table changed the row as it was released; "
+                "a trigger of the table changed the row as it was released, or it was found damaged then; "
                 "run offload install, and let the table's own triggers leave released rows alone"
             )
 
@@ -169,6 +173,7 @@ class _Releaser:
         table = self._partition.table
         names = table.names(after[1] if after else None)
         names |= {"is_chosen": table.is_key(self._options.key), "is_watched": _is_watched(table)}
+        names |= {"is_known_damaged": _is_known_damaged(table)}
         return names | {
             "is_releasable": statement("offload/release", "is_releasable", names),
             "is_in_page": table.through_position(),
@@ -248,6 +253,10 @@ class _Releaser:
 def _is_refused(error: Exception, connection: Connection) -> bool:
     """Whether the table refused the rows, and not the server the statement."""
     return not isinstance(error, psycopg.Error) or is_about_the_rows(error, connection)
+
+
+def _is_known_damaged(table: Table) -> sql.Composable:
+    return statement("offload/release", "is_known_damaged", table.names())
 
 
 def _is_watched(table: Table) -> sql.Composable:

@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from offload_pipeline.offload.release import _Freed, _Page, _Releaser
 from offload_pipeline.verification import copies
 from offload_pipeline_tests.factories import row_hashes
 from offload_pipeline_tests.offload.installation import Installation, installed
@@ -70,6 +71,27 @@ def test_a_row_that_the_application_held_while_its_damage_was_found_is_not_relea
     find_while_held(notices, keys[0])
     released = notices.release()
     assert (released.rows_released, released.rows_left, released.rows_failed) == (2, 0, 0)
+    assert_kept(notices, keys[0])
+    assert_mended_by_draining(notices)
+
+
+@pytest.mark.both_servers
+def test_damage_that_is_found_while_the_row_is_hashed_is_seen_before_the_commit(
+    notices: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The statement that frees the row began before, and its snapshot is older."""
+    keys = verified(notices, 3)
+    free = _Releaser._free
+
+    def find_and_free(self: _Releaser, connection: psycopg.Connection, page: _Page) -> _Freed:
+        freed = free(self, connection, page)
+        if not notices.failures():
+            lose(notices, keys[0])
+            fail(notices, keys[0], "verify")
+        return freed
+
+    monkeypatch.setattr(_Releaser, "_free", find_and_free)
+    assert notices.release().rows_released == 2
     assert_kept(notices, keys[0])
     assert_mended_by_draining(notices)
 

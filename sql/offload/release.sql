@@ -101,20 +101,24 @@ t.{status} = 'copied'
     AND {after_position}
     AND {is_chosen}
     AND {is_due_for_release}
-    -- A pass that missed this row may have moved the mark. What another found of it is known here alone, as long as the
-    -- row could not be queued again: the application held it, or the table refuses it.
-    AND NOT EXISTS (
-        SELECT
-        FROM {failures} AS f
-        WHERE f.table_name = %(table)s
-            AND f.tenant_id = {tenant_text}
-            AND f.primary_key = {key_text}
-            AND f.stage = 'verify'
-            AND f.resolved_at IS NULL
-        -- Looked up for each row: as a join, it would go through the tenant's other failures for each.
-        OFFSET 0
-    )
+    AND NOT {is_known_damaged}
     AND {is_watched}
+
+-- name: is_known_damaged
+-- A condition on `t`: a verification has found its object damaged. A pass that missed the row may have moved the mark, and
+-- what another found of it is known here alone, as long as the row could not be queued again: the application held it, or
+-- the table refuses it. Locks: none. Index: the failures' primary key.
+EXISTS (
+    SELECT
+    FROM {failures} AS f
+    WHERE f.table_name = %(table)s
+        AND f.tenant_id = %(tenant)s
+        AND f.primary_key = {key_text}
+        AND f.stage = 'verify'
+        AND f.resolved_at IS NULL
+    -- Looked up for each row: as a join, it would go through the tenant's other failures for each.
+    OFFSET 0
+)
 
 -- name: is_watched
 -- A condition: the trigger that refuses edits of a freed payload is there and fires. Whoever drops it waits for our
@@ -129,8 +133,9 @@ EXISTS (
 )
 
 -- name: not_freed
--- Of the rows just released, in the same transaction, those that a trigger of the table made something else of.
--- Locks: none. Index: the primary key.
+-- Of the rows just released, in the same transaction, those that a trigger of the table made something else of, and those
+-- that were found damaged while they were hashed, which the statement that frees them is too old to see.
+-- Locks: none. Index: the primary key, and the failures'.
 SELECT k.position
 FROM unnest({key_arrays}) WITH ORDINALITY AS k ({key_names_bare}, position)
 LEFT JOIN LATERAL {row_of_key} AS t ON TRUE
@@ -138,6 +143,7 @@ WHERE t.{status} IS DISTINCT FROM 'in_storage'
     OR coalesce(strpos(t.{object_key}, t.{hash}), 0) = 0
     OR t.{size} IS NULL
     OR t.{payload}::text IS DISTINCT FROM {placeholder}::text
+    OR {is_known_damaged}
 
 -- name: next_releasable
 -- The keys of the page that release would take, for taking them one by one. Locks: none. Index: <table>_offload_copied.
